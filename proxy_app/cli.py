@@ -1,0 +1,250 @@
+"""The `caravan` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import click
+
+from proxy_app import __version__, telemetry
+from proxy_app.errors import ConfigError, Fenced, RegistryAway
+from proxy_app.services import inspect, private_redis
+from proxy_app.services.processes import Child, Group, caravan_command, tethered
+from proxy_app.services.runtime import RefresherRuntime, prepare_registry
+from proxy_app.settings import Settings, check_exposure, load, settings_doc
+
+log = logging.getLogger("caravan")
+
+# How long a process that waits for the refresher's role sleeps between two looks at it.
+STANDBY_S = 0.5
+# How long `caravan up` watches for the first look at the backends before it says what it saw.
+FIRST_LOOK_S = 10.0
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+@click.version_option(__version__)
+def caravan() -> None:
+    """One address for a whole fleet of Ollama servers."""
+
+
+def main() -> None:
+    """Run the command; every failure is a sentence, and a traceback only in a bug's log line."""
+    try:
+        caravan()
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"caravan: {problem}", err=True)
+        sys.exit(2)
+    except RegistryAway as error:
+        click.echo(f"caravan: {error}", err=True)
+        sys.exit(1)
+
+
+def _settings() -> Settings:
+    settings = load()
+    telemetry.configure(settings.log_level)
+    return settings
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+@caravan.command()
+def up() -> None:
+    """Run everything on this machine: a private Redis (without REDIS_URL), the refresher and the web workers."""
+    settings = _settings()
+    check_exposure(settings)
+    prepare_registry(settings)
+    group = Group(_children(settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: group.stop())
+    group.run(lambda: _greet(settings, group))
+
+
+def _children(settings: Settings) -> list[Child]:
+    server = None if settings.redis_url else private_redis.find_server()
+    children = []
+    if server:
+        redis = tethered(private_redis.command(server, settings), signal.SIGTERM)
+        children.append(Child("redis", redis, 1.0, before=lambda: private_redis.make_room(settings)))
+    elif not settings.redis_url:
+        click.echo(
+            "caravan: no Redis found, going on without: caches are per worker. To get one: apt install redis-server",
+            err=True,
+        )
+    if settings.poll_interval_s > 0:
+        children.append(Child("refresher", caravan_command("refresh"), 2.0))
+    gunicorn = [sys.executable, "-m", "gunicorn", "wsgi:app"]
+    children.append(Child("web", tethered(gunicorn), settings.grace_s + 2.0))
+    return children
+
+
+def _greet(settings: Settings, group: Group) -> None:
+    """Say where Caravan is, and what it found behind it."""
+    seen = inspect.first_look(settings, FIRST_LOOK_S, lambda: group.is_stopping)
+    address = f"http://{settings.host}:{settings.port}"
+    if group.is_stopping:
+        return
+    live = [member for member in seen.members if member.is_live]
+    if live:
+        click.echo(f"Caravan serves {len(seen.holders)} models of {len(live)} backends on {address}")
+        return
+    urls = ", ".join(backend.url for backend in settings.fleet)
+    click.echo(
+        f"Caravan serves on {address}, but no backend answers yet ({urls}): start Ollama there, or name your servers in "
+        ".env (OLLAMA_BACKENDS), or play with `make demo`; the probing goes on."
+    )
+
+
+@caravan.command()
+def migrate() -> None:
+    """Bring the registry to this version."""
+    applied = prepare_registry(_settings())
+    click.echo(f"applied {', '.join(applied)}" if applied else "the registry is up to date")
+
+
+@caravan.command()
+@click.option("--once", is_flag=True, help="One round of polls, then exit (for cron).")
+@click.option("--child", is_flag=True, hidden=True, help="Exit where another process has the role.")
+def refresh(once: bool, child: bool) -> None:
+    """Poll the backends and keep the registry and the cache up to date."""
+    settings = _settings()
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        if current is not None:
+            current.refresher.stop()
+
+    current: RefresherRuntime | None = None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if settings.poll_interval_s == 0 and not once:
+        click.echo("CARAVAN_POLL_INTERVAL is 0: polling is off")
+        return
+    while not stopped:
+        current = RefresherRuntime.build(settings)
+        try:
+            if not current.role.claim():
+                if once or child:
+                    click.echo("another refresher is at work", err=True)
+                    return
+                time.sleep(STANDBY_S)
+            elif once:
+                current.refresher.once()
+                return
+            elif not stopped:
+                current.refresher.run()
+        except Fenced:
+            log.warning("another refresher has taken over")
+            if child:
+                return
+        except RegistryAway as error:
+            if once or child:
+                raise
+            log.error("%s", error)
+            time.sleep(STANDBY_S)
+        finally:
+            current.close()
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+@caravan.command()
+@click.option("--settings-doc", is_flag=True, hidden=True, help="Print docs/settings.md.")
+@as_json
+def check(as_json: bool, settings_doc: bool) -> None:
+    """Check the settings, Redis, the registry and every backend; exit 1 where something needs attention."""
+    if settings_doc:
+        click.echo(_doc(), nl=False)
+        return
+    try:
+        settings = _settings()
+        check_exposure(settings)
+    except ConfigError as error:
+        findings = [inspect.Finding("settings", problem, "fix it in the environment or in .env") for problem in error.problems]
+    else:
+        findings = inspect.check(settings)
+    _print(as_json, [finding.as_dict() for finding in findings], lambda: _finding_lines(findings))
+    sys.exit(any(finding.cure for finding in findings))
+
+
+def _doc() -> str:
+    return settings_doc()
+
+
+def _finding_lines(findings: Iterable[inspect.Finding]) -> Iterable[str]:
+    for finding in findings:
+        yield f"{'!!' if finding.cure else 'ok'}  {finding.subject}: {finding.found}"
+        if finding.cure:
+            yield f"    -> {finding.cure}"
+
+
+@caravan.group()
+def backends() -> None:
+    """The configured servers."""
+
+
+@backends.command()
+@as_json
+def probe(as_json: bool) -> None:
+    """Ask every backend now: reachability, version, latency, models."""
+    rows = [found.as_dict() for found in inspect.probe_all(_settings())]
+    columns = ("name", "url", "state", "version", "latency_ms", "models", "loaded", "error")
+    _print(as_json, rows, lambda: _table(columns, rows))
+    sys.exit(any(row["state"] != "up" for row in rows))
+
+
+@caravan.group()
+def models() -> None:
+    """What the fleet hosts."""
+
+
+@models.command("list")
+@as_json
+def list_models(as_json: bool) -> None:
+    """The models of each backend, as last seen, and what is cached of them."""
+    found = inspect.list_models(_settings())
+    _print(as_json, found, lambda: _model_lines(found))
+
+
+def _model_lines(found: dict[str, Any]) -> Iterable[str]:
+    for backend in found["backends"]:
+        yield f"{backend['name']} ({backend['state']}, {len(backend['models'])} models)"
+        yield from (f"  {model['name']:<40} {model['digest'][:12]}" for model in backend["models"])
+    yield f"{found['union']} different models in all"
+    cache = found["cache"]
+    yield f"show cache: {cache['documents']} documents, {cache['bytes']} bytes" if cache else "show cache: no Redis"
+
+
+def _print(as_json: bool, value: object, lines: Callable[[], Iterable[str]]) -> None:
+    if as_json:
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    for line in lines():
+        click.echo(line)
+
+
+def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Iterable[str]:
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
+    for line in [list(columns), *cells]:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pure wire forms: how Ollama, OpenAI and Anthropic bodies look."""

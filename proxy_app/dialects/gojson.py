@@ -1,0 +1,70 @@
+"""JSON read as Go's encoding/json reads it: keys fold, the last one wins, bytes after the first value are ignored.
+
+Source: ollama-wire measurements (show_json_forms_200, show_*_400 golden cases) and Go's decode.go.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from proxy_app.errors import BadRequest, EmptyBody
+
+_BLANKS = " \t\r\n"
+# encoding/json's foldName: ASCII case, and the two letters outside ASCII that fold into it.
+_FOLD = str.maketrans({"\u017f": "s", "\u212a": "k"})
+
+Pairs = list[tuple[str, Any]]
+
+
+class GoObject:
+    """An object's members in order, duplicates included."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+
+def fold(key: str) -> str:
+    """The form in which Go compares a JSON key with a field's name."""
+    return key.translate(_FOLD).lower()
+
+
+def read_object(body: bytes, go_struct: str) -> Pairs:
+    """Read the first JSON value of a body, which has to be an object (or null).
+
+    Raises:
+        EmptyBody: nothing but blanks.
+        BadRequest: not JSON, or another kind of value.
+    """
+    text = body.decode("utf-8", "replace").lstrip(_BLANKS)
+    if not text:
+        raise EmptyBody
+    try:
+        value, _ = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        raise BadRequest("the request body is not valid JSON") from None
+    if value is None:
+        return []
+    if not isinstance(value, GoObject):
+        raise BadRequest(f"json: cannot unmarshal {kind_of(value)} into Go value of type api.{go_struct}")
+    return value.pairs
+
+
+def kind_of(value: object) -> str:
+    """Go's word for a JSON value's kind, as its error texts use it."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, (int, float)):
+        return "number"
+    return "array" if isinstance(value, list) else "object"
+
+
+def _no_constants(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=GoObject, parse_constant=_no_constants)

@@ -1,0 +1,225 @@
+"""Everything that Caravan raises, and what follows from each error.
+
+    CaravanError
+    ├── ConfigError            the settings are wrong: the start stops
+    ├── StoreError             Redis or SQLite did not do as asked
+    │   ├── CacheAway          Redis refused, paused, slow or full
+    │   ├── RegistryAway       SQLite locked, read-only, full or corrupt
+    │   │   └── RegistryTooNew   written by a newer Caravan
+    │   └── Fenced             another refresher holds a later epoch
+    ├── RequestError           answered to the client as it is
+    │   ├── BadRequest         400
+    │   ├── BodyTooLarge       413
+    │   ├── Forbidden          403
+    │   ├── ModelNotFound      404
+    │   └── Unavailable        503 with Retry-After
+    └── UpstreamError          one backend failed one attempt
+        ├── Unreachable        nothing was sent
+        ├── ConnectionLost     it may have been sent; no answer began
+        ├── UpstreamTimeout    sent; no first byte in time
+        ├── BadAnswer          something other than an HTTP answer
+        └── Truncated          the answer began and was cut
+
+    ClientGone (BaseException) the client hung up: not an error of ours or of a backend
+
+`retry` says whether another backend may get the same request: `always` (nothing was sent),
+`if_idempotent` (it may have been received; inference changes no state, so it may be repeated until the
+first byte went to the client) or `never`. `counts_against_backend` feeds the breaker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+Retry = Literal["always", "if_idempotent", "never"]
+
+
+class CaravanError(Exception):
+    """Base of all errors that Caravan raises itself."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    retry: ClassVar[Retry] = "never"
+    counts_against_backend: ClassVar[bool] = False
+
+
+class ConfigError(CaravanError):
+    """The settings are wrong; `problems` lists all of them, each naming its setting."""
+
+    code = "config_error"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class StoreError(CaravanError):
+    """A store did not do as asked."""
+
+    code = "store_error"
+
+
+class CacheAway(StoreError):
+    """Redis cannot be used right now; callers go on without it."""
+
+    code = "cache_away"
+
+
+class RegistryAway(StoreError):
+    """SQLite cannot be used right now; callers go on with what they know."""
+
+    code = "registry_away"
+
+
+class RegistryTooNew(RegistryAway):
+    """The registry holds migrations that this version does not know."""
+
+    code = "registry_too_new"
+
+
+class Fenced(StoreError):
+    """The role of refresher has gone to another process; this one may not write."""
+
+    code = "fenced"
+
+
+class RequestError(CaravanError):
+    """An answer to the client; its text is shown as it is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BadRequest(RequestError):
+    """The request itself is wrong."""
+
+    status = 400
+    code = "bad_request"
+
+
+class ModelRequired(BadRequest):
+    """The request names no model."""
+
+    code = "model_required"
+
+    def __init__(self) -> None:
+        super().__init__("model is required")
+
+
+class InvalidModelName(BadRequest):
+    """The model's name breaks Ollama's naming rules."""
+
+    code = "invalid_model_name"
+
+    def __init__(self, message: str = "invalid model name") -> None:
+        super().__init__(message)
+
+
+class EmptyBody(BadRequest):
+    """A body is needed and none came."""
+
+    code = "empty_body"
+
+    def __init__(self) -> None:
+        super().__init__("missing request body")
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than CARAVAN_MAX_BODY."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class Forbidden(RequestError):
+    """Not allowed, whoever asks."""
+
+    status = 403
+    code = "forbidden"
+
+
+class CloudDisabled(Forbidden):
+    """No live backend may use Ollama's cloud."""
+
+    code = "cloud_disabled"
+
+
+class ModelNotFound(RequestError):
+    """Nobody hosts the model and nobody did within CARAVAN_FORGET_AFTER."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class Unavailable(RequestError):
+    """Nobody can serve this now; `retry_after_s` goes out as Retry-After."""
+
+    status = 503
+    code = "unavailable"
+
+    def __init__(self, message: str, retry_after_s: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AllFailed(RequestError):
+    """Every backend that was tried failed, and none left an answer worth showing."""
+
+    status = 502
+    code = "all_backends_failed"
+
+
+class UpstreamError(CaravanError):
+    """One attempt at one backend failed; the text is for logs, never for clients."""
+
+    status = 502
+    code = "upstream_error"
+    retry = "if_idempotent"
+    counts_against_backend = True
+
+
+class Unreachable(UpstreamError):
+    """No connection: refused, no route, name not found, connect timeout. Nothing was sent."""
+
+    code = "unreachable"
+    retry = "always"
+
+
+class ConnectionLost(UpstreamError):
+    """Reset or closed before an answer began."""
+
+    code = "connection_lost"
+
+
+class UpstreamTimeout(UpstreamError):
+    """No first byte within the time limit; the backend may still be working on it."""
+
+    status = 504
+    code = "upstream_timeout"
+    retry = "never"
+
+
+class BadAnswer(UpstreamError):
+    """The answer was not HTTP, or broke its framing before its first chunk."""
+
+    code = "bad_answer"
+
+
+class Truncated(UpstreamError):
+    """The answer was cut, stalled or broken after it had begun.
+
+    `tail`: the last bytes that went to the client, where it was told while they went.
+    """
+
+    code = "truncated"
+    tail: bytes = b"\n\n"
+
+
+class ClientGone(BaseException):
+    """The client hung up.
+
+    A `BaseException`, as `gevent.Timeout` is: it is thrown into whatever the request waits for, and no
+    `except Exception` or driver's handler on the way may take it for a failure of the backend.
+    """

@@ -1,0 +1,1 @@
+"""Pure routing decisions: values in, values out; no clock, no I/O, no log."""

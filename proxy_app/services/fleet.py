@@ -1,0 +1,149 @@
+"""The Fleet: built from the registry's rows, swapped in each process when they change."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from proxy_app.dialects import ollama, openai
+from proxy_app.domain import Fleet, Health, Holding, Listing, Member
+from proxy_app.errors import RegistryAway
+from proxy_app.settings import BackendSettings
+from proxy_app.store.registry import Registry, Snapshot
+from proxy_app.store.threads import NativeThread
+
+log = logging.getLogger(__name__)
+
+
+def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
+    """Build a Fleet; where the catalogue's generation did not move, `before`'s finished listings are kept."""
+    members = tuple(Member(b, rows.health.get(b.id, Health())) for b in rows.backends)
+    by_id = {member.backend.id: member for member in members}
+    volatile = {
+        "members": members,
+        "by_id": by_id,
+        "loaded": ollama.loaded(item for owner, item in rows.loaded if _is_live(by_id, owner)),
+        "version": lowest_version(m.health.version for m in members if m.is_live),
+        "discovered": _discovered(members),
+        "generation": rows.generation,
+    }
+    if before is not None and before.generation[0] == rows.generation[0]:
+        return replace(before, **volatile)
+    holders = _holders(rows.holdings, members)
+    items = [held[0].item for held in holders.values() if by_id[held[0].backend_id].is_live]
+    return Fleet(
+        holders=holders, tags=_listing(ollama.tags(items)), models=_listing(openai.models(items)), **volatile
+    )
+
+
+def lowest_version(versions: Any) -> str:
+    """The lowest of some versions: what every client may rely on. "0.0.0" where nobody is live."""
+    known = [version for version in versions if version]
+    return min(known, key=_version_key, default="0.0.0")
+
+
+def _version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
+    numbers, _, suffix = version.lstrip("v").partition("-")
+    parts = tuple(int(number) for number in re.findall(r"\d+", numbers))
+    # 0.33.0-rc2 comes before 0.33.0.
+    return parts, not suffix, suffix
+
+
+def _discovered(members: Sequence[Member]) -> bool:
+    states = {member.health.state for member in members}
+    return bool(members) and ("up" in states or "unknown" not in states)
+
+
+def _is_live(by_id: Mapping[int, Member], backend_id: int) -> bool:
+    return backend_id in by_id and by_id[backend_id].is_live
+
+
+def _holders(holdings: Sequence[Holding], members: Sequence[Member]) -> dict[str, tuple[Holding, ...]]:
+    """Each model's holders: live ones first, those with the best one's digest before others, by config order."""
+    place = {member.backend.id: (not member.is_live, at) for at, member in enumerate(members)}
+    found: dict[str, list[Holding]] = {}
+    for held in sorted((h for h in holdings if h.backend_id in place), key=lambda h: place[h.backend_id]):
+        found.setdefault(held.canonical, []).append(held)
+    ordered = {}
+    for canonical, held in found.items():
+        current = held[0].digest
+        ordered[canonical] = tuple(sorted(held, key=lambda h: (place[h.backend_id][0], h.digest != current)))
+    return ordered
+
+
+def _listing(body: bytes) -> Listing:
+    return Listing(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
+class FleetReloader:
+    """Keeps one process's Fleet up to date.
+
+    Owned by: the process's runtime; its thread alone reads the registry, on a native thread, and swaps
+    `fleet`. Readers take one reference per request.
+    """
+
+    def __init__(self, data_dir: Path, configured: Sequence[BackendSettings], interval_s: float) -> None:
+        self.fleet = Fleet()
+        self._data_dir, self._configured, self._interval_s = data_dir, configured, interval_s
+        self._native = NativeThread()
+        self._registry: Registry | None = None
+        self._seen: int | None = None
+        self._complaint = ""
+        self._stop = threading.Event()
+        self._listeners: list[Callable[[Fleet], None]] = []
+        self._thread = threading.Thread(target=self._watch, name="fleet-reloader", daemon=True)
+
+    def start(self) -> None:
+        """Load once, so that the first request finds a Fleet, then watch."""
+        self._reload()
+        self._thread.start()
+
+    def on_change(self, listener: Callable[[Fleet], None]) -> None:
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(2)
+        registry = self._registry
+        if registry is not None:
+            self._native.run(registry.close)
+        self._native.close()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._reload()
+
+    def _reload(self) -> None:
+        try:
+            fresh = self._native.run(self._read)
+        except RegistryAway as exc:
+            # Serving goes on with the last Fleet; one line for each new cause.
+            if str(exc) != self._complaint:
+                log.error("%s", exc)
+            self._complaint = str(exc)
+            return
+        self._complaint = ""
+        if fresh is not None:
+            self.fleet = fresh
+            for listener in self._listeners:
+                listener(fresh)
+
+    def _read(self) -> Fleet | None:
+        """On the native thread: a new Fleet, or None where nothing changed."""
+        if self._registry is None:
+            self._registry = Registry(self._data_dir)
+        seen = self._registry.data_version()
+        if seen == self._seen:
+            return None
+        fresh = None
+        if self._registry.generation() != self.fleet.generation:
+            fresh = build(self._registry.snapshot(self._configured), self.fleet)
+        self._seen = seen
+        return fresh

@@ -1,0 +1,372 @@
+"""The refresher: polls every backend, and is the only writer of what was learned.
+
+Threads: one per backend for the health probe, one per backend for `/api/ps` (which may block on a healthy server), a
+few that hydrate. They hand their results to the main loop through a queue; the main loop alone writes. All waits end at once
+when `stop` is called, and threads that hang in a poll are daemons: they hold nobody up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from proxy_app.domain import Backend, Digest, Fleet, Health, Holding, parse_listed
+from proxy_app.errors import CacheAway, Fenced, InvalidModelName, RegistryAway, UpstreamError, UpstreamTimeout
+from proxy_app.routing.health import Verdict, judge
+from proxy_app.services.fleet import build
+from proxy_app.services.hydrate import Hydrator
+from proxy_app.services.role import Role
+from proxy_app.settings import Settings
+from proxy_app.store.cache import ShowCache
+from proxy_app.store.redis import unix_now
+from proxy_app.store.registry import Learned, Registry
+from proxy_app.upstream.probe import Prober
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+# Documents that nobody asked for within this time are not hydrated at start (DESIGN §5).
+ASKED_S = 7 * 86400
+SWEEP_S = 30.0
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one poll brought. `error` None: it went well; other None fields were not asked for."""
+
+    backend_id: int
+    url: str
+    error: str | None = None
+    is_probe: bool = True
+    latency_s: float | None = None
+    tags: list[dict[str, Any]] | None = None
+    loaded: list[dict[str, Any]] | None = None
+    version: str | None = None
+    cloud_disabled: bool | None = None
+
+
+class Poller:
+    """Two threads that poll one backend until they are stopped."""
+
+    def __init__(self, backend: Backend, settings: Settings, report: Callable[[News], None]) -> None:
+        self.backend = backend
+        self._settings, self._report = settings, report
+        self._stop = threading.Event()
+        self._failing = True
+        self._slow_due = 0.0
+        self._asked_at: float | None = None
+        self._threads = [
+            threading.Thread(target=self._loop, args=(poll,), name=f"{name} {backend.name}", daemon=True)
+            for name, poll in (("probe", self.probe), ("ps", self.ask_loaded))
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def hung_s(self, now: float) -> float:
+        """How long the present probe has been waiting for its answer."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else now - asked_at
+
+    def probe(self, prober: Prober) -> News:
+        """Ask for the listing, and now and then for the version and the cloud switch."""
+        started = self._asked_at = time.monotonic()
+        try:
+            tags = prober.tags()
+            latency = time.monotonic() - started
+            news = News(self.backend.id, self.backend.url, tags=tags, latency_s=latency)
+            news = self._ask_slow(prober, news)
+        except UpstreamError as exc:
+            news = News(self.backend.id, self.backend.url, error=str(exc))
+        finally:
+            self._asked_at = None
+        self._failing = news.error is not None
+        return news
+
+    def ask_loaded(self, prober: Prober) -> News:
+        if self._failing:
+            return News(self.backend.id, self.backend.url, is_probe=False)
+        try:
+            return News(self.backend.id, self.backend.url, is_probe=False, loaded=prober.loaded())
+        except UpstreamError as exc:
+            log.debug("%s: %s", self.backend.name, exc)
+            return News(self.backend.id, self.backend.url, is_probe=False)
+
+    def _ask_slow(self, prober: Prober, news: News) -> News:
+        if time.monotonic() < self._slow_due:
+            return news
+        interval = self._settings.slow_poll_interval_s
+        self._slow_due = time.monotonic() + interval if interval else float("inf")
+        try:
+            return replace(news, version=prober.version(), cloud_disabled=prober.cloud_disabled())
+        except UpstreamError as exc:
+            # An old server has no /api/status; the listing has already shown that it lives.
+            log.debug("%s: %s", self.backend.name, exc)
+            return news
+
+    def _loop(self, poll: Callable[[Prober], News]) -> None:
+        prober = Prober(self.backend, self._settings.connect_timeout_s, self._settings.poll_timeout_s)
+        try:
+            while not self._stop.is_set():
+                news = poll(prober)
+                if not self._stop.is_set():
+                    self._report(news)
+                self._stop.wait(self._pause(news))
+        finally:
+            prober.close()
+
+    def _pause(self, news: News) -> float:
+        settings = self._settings
+        calm = news.error is None and not (self._failing and not news.is_probe)
+        interval = settings.poll_interval_s if calm else settings.down_poll_interval_s
+        return interval * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the main loop last wrote of one backend."""
+
+    verdict: Verdict = field(default_factory=Verdict)
+    health: Health = field(default_factory=Health)
+    tags: str | None = None
+    loaded: str | None = None
+    forgotten: bool = False
+
+
+class Refresher:
+    """Owned by: the `caravan refresh` process. Its loop is the one writer of health, models and loaded models."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, role: Role, cache: ShowCache, hydrator: Hydrator
+    ) -> None:
+        self._settings, self._registry, self._role = settings, registry, role
+        self._cache, self._hydrator = cache, hydrator
+        self._news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
+        self._pollers: dict[int, Poller] = {}
+        self._known: dict[int, _Known] = {}
+        self._fleet = Fleet()
+        self._swept_s = 0.0
+        self._complaint = ""
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End `run` at once; safe in a signal handler."""
+        self._stopping.set()
+        self._news.put(None)
+
+    def run(self) -> None:
+        """Poll and write until `stop`.
+
+        Raises:
+            Fenced: another process has taken the role.
+        """
+        self._start()
+        try:
+            while not self._stopping.is_set():
+                self._round(self._collect(BEAT_S))
+        finally:
+            for poller in self._pollers.values():
+                poller.stop()
+            self._hydrator.close()
+
+    def once(self) -> None:
+        """One round for cron: every backend is asked once, one answer decides, and the cache is hydrated."""
+        self._settings = replace(self._settings, fall=1, rise=1)
+        self._follow_backends(start=False)
+        self._registry_state()
+        threads = [threading.Thread(target=self._ask_once, args=(poller,), daemon=True) for poller in self._pollers.values()]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 3 * self._settings.poll_timeout_s
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._round(self._collect(0))
+        self._hydrator.drain(60.0)
+        self._hydrator.close()
+
+    def _ask_once(self, poller: Poller) -> None:
+        prober = Prober(poller.backend, self._settings.connect_timeout_s, self._settings.poll_timeout_s)
+        try:
+            self._news.put(poller.probe(prober))
+            self._news.put(poller.ask_loaded(prober))
+        finally:
+            prober.close()
+
+    def _start(self) -> None:
+        self._follow_backends(start=self._settings.poll_interval_s > 0)
+        self._registry_state()
+
+    def _registry_state(self) -> None:
+        """Go on from what an earlier refresher wrote."""
+        for backend_id, health in self._fleet_health().items():
+            self._known[backend_id] = _Known(Verdict(health.state), health)
+
+    def _fleet_health(self) -> Mapping[int, Health]:
+        return {member.backend.id: member.health for member in self._fleet.members}
+
+    def _collect(self, timeout_s: float) -> list[News]:
+        """The news that came: the first within the time limit, and all that came with it."""
+        gathered: list[News] = []
+        try:
+            first = self._news.get(timeout=timeout_s) if timeout_s else self._news.get_nowait()
+            while True:
+                if first is not None:
+                    gathered.append(first)
+                first = self._news.get_nowait()
+        except queue.Empty:
+            return gathered
+
+    def _round(self, gathered: list[News]) -> None:
+        """Weigh the news, write what changed, beat. A registry that cannot be written is tried again next time."""
+        try:
+            learned = [found for news in gathered + self._hung() if (found := self._weigh(news))]
+            learned += self._forgotten()
+            if learned:
+                self._registry.learn(self._role.epoch, learned)
+            self._role.beat()
+            self._follow_backends(start=self._settings.poll_interval_s > 0 and bool(self._pollers))
+            self._sweep()
+            self._complaint = ""
+        except RegistryAway as exc:
+            if str(exc) != self._complaint:
+                log.error("%s", exc)
+            self._complaint = str(exc)
+            # What was weighed and not written has to be weighed again.
+            self._known.clear()
+            self._stopping.wait(0.2)
+        except Fenced:
+            raise
+        except Exception:  # one poisoned answer must not end the refresher
+            log.exception("a round failed")
+
+    def _hung(self) -> list[News]:
+        """Probes that wait far beyond their time limit (an answer that trickles byte by byte) count as failed."""
+        limit = self._settings.poll_timeout_s * 2 + self._settings.connect_timeout_s
+        now = time.monotonic()
+        return [
+            News(p.backend.id, p.backend.url, error=str(UpstreamTimeout("the probe hangs")))
+            for p in self._pollers.values()
+            if p.hung_s(now) > limit
+        ]
+
+    def _weigh(self, news: News) -> Learned | None:
+        """What a poll changed; None where nothing did."""
+        poller = self._pollers.get(news.backend_id)
+        if poller is None or poller.backend.url != news.url:
+            return None
+        known = self._known.setdefault(news.backend_id, _Known())
+        learned = Learned(
+            news.backend_id,
+            health=self._weigh_health(known, news) if news.is_probe else None,
+            holdings=self._weigh_tags(known, news),
+            loaded=self._weigh_loaded(known, news),
+        )
+        return None if learned == Learned(news.backend_id) else learned
+
+    def _weigh_health(self, known: _Known, news: News) -> Health | None:
+        rules = {"fall": self._settings.fall, "rise": self._settings.rise}
+        known.verdict = judge(known.verdict, probe_ok=news.error is None, **rules)
+        old = known.health
+        state = known.verdict.state
+        new = Health(
+            state=state,
+            since=old.since if old.state == state else unix_now(),
+            version=news.version or old.version,
+            cloud_disabled=old.cloud_disabled if news.cloud_disabled is None else news.cloud_disabled,
+            latency_s=old.latency_s,
+            error=news.error if state == "down" else None,
+        )
+        if new == old:
+            return None
+        if new.state != old.state:
+            name = self._pollers[news.backend_id].backend.name
+            log.warning("backend %s is %s%s", name, new.state, f": {news.error}" if news.error else "")
+            new = replace(new, latency_s=news.latency_s)
+        known.health = new
+        return new
+
+    def _weigh_tags(self, known: _Known, news: News) -> tuple[Holding, ...] | None:
+        if news.tags is None:
+            return None
+        text = json.dumps(news.tags, sort_keys=True)
+        if text == known.tags:
+            return None
+        known.tags, known.forgotten = text, False
+        return holdings_of(news.backend_id, news.tags)
+
+    def _weigh_loaded(self, known: _Known, news: News) -> tuple[Mapping[str, Any], ...] | None:
+        if news.loaded is None:
+            return None
+        text = json.dumps(news.loaded, sort_keys=True)
+        if text == known.loaded:
+            return None
+        known.loaded = text
+        return tuple(news.loaded)
+
+    def _forgotten(self) -> list[Learned]:
+        """Backends that have been down for so long that what they held is forgotten."""
+        gone = []
+        for backend_id, known in self._known.items():
+            down = known.health.state == "down"
+            if down and not known.forgotten and unix_now() - known.health.since > self._settings.forget_after_s:
+                known.forgotten, known.tags, known.loaded = True, None, None
+                gone.append(Learned(backend_id, holdings=(), loaded=()))
+        return gone
+
+    def _follow_backends(self, *, start: bool) -> None:
+        """Where the registry's catalogue moved: read it, start and stop pollers, hydrate."""
+        if self._registry.generation() == self._fleet.generation:
+            return
+        self._fleet = build(self._registry.snapshot(self._settings.fleet), self._fleet)
+        wanted = {member.backend.id: member.backend for member in self._fleet.members}
+        for backend_id, poller in list(self._pollers.items()):
+            if wanted.get(backend_id) != poller.backend:
+                poller.stop()
+                del self._pollers[backend_id]
+                self._known.pop(backend_id, None)
+        for backend_id, backend in wanted.items():
+            if backend_id not in self._pollers:
+                self._pollers[backend_id] = Poller(backend, self._settings, self._news.put)
+                if start:
+                    self._pollers[backend_id].start()
+        self._hydrator.follow(self._fleet)
+
+    def _sweep(self) -> None:
+        """Now and then: prune the cache, look for documents that got lost, remember what was asked for."""
+        if time.monotonic() - self._swept_s < SWEEP_S:
+            return
+        self._swept_s = time.monotonic()
+        before = unix_now() - ASKED_S
+        try:
+            asked = self._cache.take_asked()
+            self._cache.keep_only(self._fleet.holders)
+        except CacheAway:
+            asked = {}
+        self._registry.note_asked(self._role.epoch, asked, before)
+        self._hydrator.wish(self._registry.asked(before))
+        self._hydrator.follow(self._fleet)
+
+
+def holdings_of(backend_id: int, tags: list[dict[str, Any]]) -> tuple[Holding, ...]:
+    """A backend's listing as holdings; records without a usable name are left out."""
+    found: dict[str, Holding] = {}
+    for item in tags:
+        try:
+            name = parse_listed(str(item.get("name") or item.get("model") or ""))
+        except InvalidModelName:
+            continue
+        digest = Digest(str(item.get("digest", "")))
+        found.setdefault(name.canonical, Holding(backend_id, name.canonical, name.shortest, digest, item))
+    return tuple(found.values())

@@ -1,0 +1,436 @@
+"""Inference requests: sent to a live backend that hosts the model, failed over until the first byte, then relayed.
+
+The order of things is DESIGN §6: candidates, a lease, an attempt, a probe of the answer's first chunk; nothing reaches the client
+before that chunk is there and is not an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy_app.dialects.errors import error_record
+from proxy_app.dialects.inference import CLOUD_DISABLED, InferenceRoute
+from proxy_app.domain import Fleet, ModelName, parse_name
+from proxy_app.errors import (
+    AllFailed,
+    ClientGone,
+    RequestError,
+    Truncated,
+    Unavailable,
+    Unreachable,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from proxy_app.routing import policy
+from proxy_app.routing.retry import Verdict, weigh
+from proxy_app.services.breakers import Breakers
+from proxy_app.services.fleet import FleetReloader
+from proxy_app.store.leases import Lease, LeaseKeeper
+from proxy_app.upstream.client import Call, Limits, UpstreamClient
+from proxy_app.upstream.headers import to_client
+from proxy_app.upstream.stream import Upstream
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("caravan.access")
+
+# Answers up to this are read whole, so that one that is cut fails over (DESIGN §6).
+WHOLE_BYTES = 1 << 20
+# Enough of an error answer to compare and to pass on.
+ERROR_BYTES = 256 << 10
+_STREAMS = ("application/x-ndjson", "text/event-stream")
+
+
+class Client(Protocol):
+    """The client's side of one request, as the web layer provides it."""
+
+    def watch(self) -> AbstractContextManager[None]:
+        """While inside, a hang-up raises `ClientGone` in the middle of whatever is waited for."""
+
+    @property
+    def chunked_socket(self) -> socket.socket | None:
+        """The client's socket, where the answer goes out in chunks and may be written directly."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to one request: the fields of its log line. Times in seconds."""
+
+    request_id: str
+    route: str
+    model: str = ""
+    status: int = 0
+    outcome: str = "refused"
+    attempts: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    first_byte_s: float | None = None
+
+    def write(self) -> None:
+        if not access.isEnabledFor(logging.INFO):
+            return
+        total = time.monotonic() - self.started
+        first = self.first_byte_s
+        fields = {
+            "request_id": self.request_id,
+            "route": self.route,
+            "model": self.model,
+            "status": self.status,
+            "outcome": self.outcome,
+            "attempts": self.attempts,
+            "first_byte_s": None if first is None else round(first, 4),
+            "total_s": round(total, 4),
+        }
+        access.info("relayed", extra={"fields": fields})
+
+
+@dataclass(slots=True)
+class Answer:
+    """What goes to the client: a head, and a body that is whole or streams. `close` gives everything back."""
+
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: Iterator[bytes] | bytes = b""
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A backend's own error answer, shown if nobody does better."""
+
+    backend_id: int
+    verdict: Verdict
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def said(self) -> tuple[int, str]:
+        return self.status, _error_text(self.body)
+
+
+@dataclass(slots=True)
+class _Search:
+    """The state of one request while it looks for a backend that answers."""
+
+    route: InferenceRoute
+    call: Call
+    tiers: list[policy.Tier]
+    trace: Trace
+    is_listed: bool
+    kept: list[_Kept] = field(default_factory=list)
+    tried: set[int] = field(default_factory=set)
+    asked_again: bool = False
+
+    def untried(self) -> list[policy.Tier]:
+        left = [tuple(i for i in tier if i not in self.tried) for tier in self.tiers]
+        return [tier for tier in left if tier]
+
+
+class Relay:
+    """Relays inference requests of one worker. Owned by: the worker's runtime."""
+
+    def __init__(
+        self,
+        reloader: FleetReloader,
+        upstream: UpstreamClient,
+        breakers: Breakers,
+        leases: LeaseKeeper,
+        limits: Limits,
+        attempts: int,
+    ) -> None:
+        self._reloader, self._upstream, self._breakers = reloader, upstream, breakers
+        self._leases, self._limits, self._attempts = leases, limits, attempts
+
+    def answer(self, route: InferenceRoute, call: Call, model: str, client: Client) -> Answer:
+        """Answer one request; the caller iterates the body and calls `close` whatever happens.
+
+        Raises:
+            RequestError: nothing can be passed on; the text is for the client.
+            ClientGone: the client hung up.
+        """
+        trace = Trace(call.request_id, route.path, model)
+        fleet = self._reloader.fleet
+        try:
+            search = self._search(fleet, route, call, model, trace)
+            with client.watch():
+                return self._first_good(fleet, search, client)
+        except ClientGone:
+            trace.status, trace.outcome = 499, "client_gone"
+            trace.write()
+            raise
+        except RequestError as exc:
+            trace.status, trace.outcome = exc.status, exc.code
+            trace.write()
+            raise
+
+    def _search(self, fleet: Fleet, route: InferenceRoute, call: Call, model: str, trace: Trace) -> _Search:
+        if not model:
+            raise route.missing
+        name = parse_name(model)
+        tiers = _candidates(fleet, route, name, model)
+        return _Search(route, call, tiers, trace, is_listed=not name.is_cloud)
+
+    def _first_good(self, fleet: Fleet, search: _Search, client: Client) -> Answer:
+        for _ in range(self._attempts):
+            tiers = self._breakers.usable(search.untried())
+            if not tiers:
+                break
+            answer = self._attempt(fleet, search, tiers[0], client)
+            if answer is not None:
+                return answer
+        return self._give_up(search)
+
+    def _attempt(self, fleet: Fleet, search: _Search, tier: policy.Tier, client: Client) -> Answer | None:
+        """Try the least busy backend of a tier; None means: ask the next one."""
+        lease = self._leases.take(tier)
+        backend = fleet.by_id[lease.backend_id].backend
+        search.tried.add(backend.id)
+        search.trace.attempts.append(backend.name)
+        self._breakers.tried(backend.id)
+        upstream: Upstream | None = None
+        try:
+            upstream = self._upstream.send(backend, search.call, self._limits)
+            answer = self._judge(search, lease, upstream, client)
+        except UpstreamTimeout as exc:
+            _give_back(lease, upstream)
+            self._breakers.failed(backend.id)
+            raise _TimedOut(f"the backend did not begin to answer within {self._limits.first_byte_s:g} s") from exc
+        except UpstreamError as exc:
+            log.info("%s: %s", search.call.request_id, exc)
+            self._breakers.failed(backend.id, refused=isinstance(exc, Unreachable))
+            answer = None
+        except BaseException:
+            _give_back(lease, upstream)
+            raise
+        if answer is None:
+            _give_back(lease, upstream)
+        return answer
+
+    def _judge(self, search: _Search, lease: Lease, upstream: Upstream, client: Client) -> Answer | None:
+        """Read as much of an answer as it takes to know whether it may be released."""
+        if upstream.status >= 300:
+            return self._judge_error(search, lease, upstream)
+        streams = upstream.content_type.startswith(_STREAMS)
+        first = upstream.read() if streams else upstream.read_up_to(WHOLE_BYTES)
+        if streams and _is_error_record(first):
+            kept = _Kept(lease.backend_id, Verdict.FAILED, upstream.status, upstream.reason, upstream.headers, first)
+            return self._judge_failure(search, lease, kept)
+        self._breakers.succeeded(lease.backend_id)
+        search.trace.status = upstream.status
+        search.trace.first_byte_s = time.monotonic() - search.trace.started
+        return self._release(search, lease, upstream, first, client)
+
+    def _judge_error(self, search: _Search, lease: Lease, upstream: Upstream) -> Answer | None:
+        body = upstream.read_up_to(ERROR_BYTES)
+        verdict = weigh(upstream.status, body, is_listed=search.is_listed)
+        kept = _Kept(lease.backend_id, verdict, upstream.status, upstream.reason, upstream.headers, body)
+        if verdict is Verdict.PASS:
+            self._breakers.succeeded(lease.backend_id)
+            return self._finished(search, lease, upstream, kept)
+        if verdict is Verdict.MISSING and not search.untried() and not search.kept and not search.asked_again:
+            # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
+            search.asked_again = True
+            search.tried.discard(lease.backend_id)
+            return None
+        if verdict is Verdict.MISCONFIGURED:
+            log.error("%s refuses Caravan with %s: check its token and URL", search.trace.attempts[-1], upstream.status)
+            return None
+        if verdict is Verdict.FAILED:
+            return self._judge_failure(search, lease, kept, upstream)
+        search.kept.append(kept)
+        return None
+
+    def _judge_failure(
+        self, search: _Search, lease: Lease, kept: _Kept, upstream: Upstream | None = None
+    ) -> Answer | None:
+        """Two backends that say the same are believed: it is the client's request that is at fault."""
+        twin = next((k for k in search.kept if k.verdict is Verdict.FAILED and k.said == kept.said), None)
+        if twin is None:
+            search.kept.append(kept)
+            return None
+        search.kept.remove(twin)
+        return self._finished(search, lease, upstream, kept)
+
+    def _finished(self, search: _Search, lease: Lease, upstream: Upstream | None, kept: _Kept) -> Answer:
+        """An answer that is complete in memory."""
+        _give_back(lease, upstream)
+        self._count_failures(search)
+        search.trace.status, search.trace.outcome = kept.status, "passed_on"
+        search.trace.write()
+        return Answer(kept.status, kept.reason, _with_length(kept.headers, kept.body), kept.body)
+
+    def _release(self, search: _Search, lease: Lease, upstream: Upstream, first: bytes, client: Client) -> Answer:
+        self._count_failures(search)
+        headers = to_client(upstream.headers)
+        if upstream.is_complete:
+            _give_back(lease, upstream)
+            search.trace.outcome = "complete"
+            search.trace.write()
+            return Answer(upstream.status, upstream.reason, _with_length(upstream.headers, first), first)
+        body = RelayBody(search.route, search.trace, lease, upstream, first, client, self._breakers)
+        return Answer(upstream.status, upstream.reason, headers, body, body.close)
+
+    def _give_up(self, search: _Search) -> Answer:
+        """Everybody failed: the best candidate's own answer, else one of ours."""
+        self._count_failures(search)
+        if not search.kept:
+            raise AllFailed(f"no backend that hosts '{search.trace.model}' gave an answer")
+        best = search.kept[0]
+        search.trace.status, search.trace.outcome = best.status, best.verdict.value
+        search.trace.write()
+        return Answer(best.status, best.reason, _with_length(best.headers, best.body), best.body)
+
+    def _count_failures(self, search: _Search) -> None:
+        """5xx answers count only now: while somebody may say the same, they may be the client's own mistake."""
+        for kept in search.kept:
+            if kept.verdict is Verdict.FAILED:
+                self._breakers.failed(kept.backend_id)
+
+
+class _TimedOut(RequestError):
+    status = 504
+    code = "upstream_timeout"
+
+
+class RelayBody(Iterator[bytes]):
+    """The body of an answer that streams: its probed first piece, then the rest as it comes.
+
+    `close` is idempotent and gives back the lease and the connection; the server calls it whatever happens.
+    """
+
+    def __init__(
+        self,
+        route: InferenceRoute,
+        trace: Trace,
+        lease: Lease,
+        upstream: Upstream,
+        first: bytes,
+        client: Client,
+        breakers: Breakers,
+    ) -> None:
+        self._route, self._trace, self._lease, self._upstream = route, trace, lease, upstream
+        self._first, self._client, self._breakers = first, client, breakers
+        self._tail = first
+        self._ended = False
+        self._closed = False
+        trace.outcome = "client_gone"
+
+    def __next__(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        if self._ended:
+            raise StopIteration
+        try:
+            piece = self._move()
+        except Truncated as exc:
+            return self._broken(exc)
+        if not piece:
+            self._end("complete")
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        _give_back(self._lease, self._upstream)
+        self._trace.write()
+
+    def _move(self) -> bytes:
+        """The next piece; b"" when the rest went straight from socket to socket, or there is none."""
+        sink = self._client.chunked_socket if self._upstream.length is None else None
+        if sink is None or not self._upstream.can_pump(sink):
+            piece = self._upstream.read()
+            self._tail = piece or self._tail
+            return piece
+        try:
+            self._upstream.pump(sink)
+        except Truncated as exc:
+            self._tail = exc.tail or self._tail
+            raise
+        except ClientGone:
+            raise _hang_up("the client hung up") from None
+        return b""
+
+    def _broken(self, exc: Truncated) -> bytes:
+        """Say in the stream that it broke; where its framing has no room for that, break the connection."""
+        log.warning("%s: cut by %s: %s", self._trace.request_id, self._trace.attempts[-1], exc)
+        self._breakers.failed(self._lease.backend_id)
+        self._end("cut")
+        message = "the backend's answer was cut off: please try again"
+        record = error_record(self._route.dialect, self._upstream.content_type, message, self._tail[-2:])
+        if record is None:
+            raise _hang_up("the backend's answer was cut off") from exc
+        return record
+
+    def _end(self, outcome: str) -> None:
+        self._ended = True
+        self._trace.outcome = outcome
+
+
+def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str) -> list[policy.Tier]:
+    """Who may be asked.
+
+    Raises:
+        RequestError: nobody, and why.
+    """
+    if name.is_cloud:
+        return _cloud_candidates(fleet)
+    tiers = policy.hosts(fleet, name.canonical)
+    if tiers:
+        return tiers
+    if name.canonical in fleet.holders:
+        raise Unavailable(f"every backend that holds '{name.shortest}' is down")
+    if not fleet.discovered:
+        raise Unavailable("Caravan has not seen its backends yet", retry_after_s=1)
+    raise route.unknown(model)
+
+
+def _cloud_candidates(fleet: Fleet) -> list[policy.Tier]:
+    tiers = policy.cloud_hosts(fleet)
+    if tiers:
+        return tiers
+    if fleet.members and not any(member.allows_cloud for member in fleet.members):
+        raise CLOUD_DISABLED
+    raise Unavailable("no backend that may use the cloud is up")
+
+
+def _hang_up(why: str) -> BrokenPipeError:
+    """What makes the server close a connection without a word, and without an end of the body."""
+    return BrokenPipeError(errno.EPIPE, why)
+
+
+def _give_back(lease: Lease, upstream: Upstream | None) -> None:
+    if upstream is not None:
+        upstream.close()
+    lease.release()
+
+
+def _is_error_record(first: bytes) -> bool:
+    """Does a stream begin with an error? Ollama's NDJSON form, and the events of both other dialects."""
+    head = first[:64].lstrip()
+    return head.startswith((b'{"error"', b'data: {"error"', b"event: error"))
+
+
+def _error_text(body: bytes) -> str:
+    """An error answer's message, without what differs between two backends that mean the same."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return body.decode("utf-8", "replace")
+    return str(error.get("message") if isinstance(error, dict) else error)
+
+
+def _with_length(headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
+    kept = [(name, value) for name, value in to_client(headers) if name.lower() != "content-length"]
+    return [*kept, ("Content-Length", str(len(body)))]

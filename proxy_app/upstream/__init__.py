@@ -1,0 +1,1 @@
+"""The only HTTP client code: pools, time limits, error mapping, streams."""

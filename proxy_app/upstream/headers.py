@@ -1,0 +1,80 @@
+"""Which headers pass, in both directions.
+
+Source: RFC 9110 §7.6.1 (hop-by-hop), §7.6.3 (Via); Caddy's and Ollama's own hop-by-hop lists agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from proxy_app.domain import Backend
+
+Pairs = list[tuple[str, str]]
+
+HOP_BY_HOP = frozenset(
+    {
+        "alt-svc",
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# Never sent on: what is Caravan's own to say, what the client's browser says to Caravan, and every credential of the client.
+_NOT_UPSTREAM = HOP_BY_HOP | {
+    "authorization",
+    "content-length",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "origin",
+    "referer",
+    "via",
+    "x-api-key",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+}
+# gunicorn writes its own; a backend's cookie is nobody's business but its own.
+_NOT_DOWNSTREAM = HOP_BY_HOP | {"date", "server", "set-cookie", "x-request-id"}
+
+VIA = "1.1 caravan"
+
+
+def to_upstream(headers: Iterable[tuple[str, str]], backend: Backend, request_id: str) -> dict[str, str]:
+    """The headers of a request as a backend gets them."""
+    pairs = list(headers)
+    dropped = _NOT_UPSTREAM | _named_by_connection(pairs)
+    sent = {name: value for name, value in pairs if name.lower() not in dropped}
+    sent["Via"] = VIA
+    sent["X-Request-Id"] = request_id
+    return sent | own_headers(backend)
+
+
+def own_headers(backend: Backend) -> dict[str, str]:
+    """What Caravan's own settings say to a backend."""
+    headers = dict(backend.headers)
+    if backend.auth_token:
+        headers["Authorization"] = f"Bearer {backend.auth_token}"
+    return headers
+
+
+def to_client(headers: Iterable[tuple[str, str]]) -> Pairs:
+    """The headers of an answer as the client gets them; Content-Length stays."""
+    pairs = list(headers)
+    dropped = _NOT_DOWNSTREAM | _named_by_connection(pairs)
+    return [(name, value) for name, value in pairs if name.lower() not in dropped]
+
+
+def _named_by_connection(headers: Pairs) -> frozenset[str]:
+    named = (value for name, value in headers if name.lower() == "connection")
+    return frozenset(token.strip().lower() for value in named for token in value.split(","))

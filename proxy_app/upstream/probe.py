@@ -1,0 +1,118 @@
+"""What the refresher asks backends, with `requests`: listings, versions, switches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import requests
+from requests.cookies import RequestsCookieJar
+from requests.exceptions import RequestException
+
+from proxy_app.domain import Backend
+from proxy_app.errors import BadAnswer, Unreachable, UpstreamError, UpstreamTimeout
+from proxy_app.upstream import headers as rules
+
+# A listing of 20,000 models is about 8 MiB.
+LONGEST_ANSWER = 32 << 20
+
+
+class _NoCookies(RequestsCookieJar):
+    def set_cookie(self, *args: Any, **kwargs: Any) -> None:
+        """Keep none."""
+
+
+class Prober:
+    """Asks one backend. Not shared between threads: a session keeps its connection."""
+
+    def __init__(self, backend: Backend, connect_s: float, read_s: float) -> None:
+        self._backend = backend
+        self._connect_s, self._read_s = connect_s, read_s
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.cookies = _NoCookies()
+        self._session.headers.update(rules.own_headers(backend))
+
+    def close(self) -> None:
+        self._session.close()
+
+    def tags(self) -> list[dict[str, Any]]:
+        """`GET /api/tags`: the health probe too."""
+        return self._models("/api/tags")
+
+    def loaded(self) -> list[dict[str, Any]]:
+        """`GET /api/ps`; it may block for 10 s on a healthy server, so it proves nothing."""
+        return self._models("/api/ps")
+
+    def version(self) -> str:
+        return str(self._get("/api/version").get("version", ""))
+
+    def cloud_disabled(self) -> bool | None:
+        """`GET /api/status`; None where the server is too old to say."""
+        cloud = self._get("/api/status").get("cloud")
+        return bool(cloud.get("disabled")) if isinstance(cloud, dict) else None
+
+    def _models(self, path: str) -> list[dict[str, Any]]:
+        models = self._get(path).get("models")
+        if not isinstance(models, list) or not all(isinstance(item, dict) for item in models):
+            raise BadAnswer(f"{path} has no list of models")
+        return models
+
+    def _get(self, path: str) -> Mapping[str, Any]:
+        """One GET, bounded in time and size.
+
+        Raises:
+            UpstreamError: with a text for the operator.
+        """
+        deadline = time.monotonic() + self._read_s
+        try:
+            with self._session.get(
+                self._backend.url + path,
+                timeout=(self._connect_s, self._read_s),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = _read(response, deadline)
+                if response.status_code != 200:
+                    raise BadAnswer(f"{path} answered {response.status_code}")
+        except RequestException as exc:
+            raise _mapped(exc, path, self._read_s) from exc
+        return _object(body, path)
+
+
+def _read(response: requests.Response, deadline: float) -> bytes:
+    body = b""
+    for piece in response.iter_content(65536):
+        body += piece
+        if time.monotonic() > deadline:
+            raise UpstreamTimeout("the answer trickles")
+        if len(body) > LONGEST_ANSWER:
+            raise BadAnswer("the answer is too long")
+    return body
+
+
+def _object(body: bytes, path: str) -> Mapping[str, Any]:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadAnswer(f"{path} answered no JSON") from None
+    if not isinstance(answer, dict):
+        raise BadAnswer(f"{path} answered no object")
+    return answer
+
+
+def _mapped(exc: RequestException, path: str, read_s: float) -> UpstreamError:
+    if isinstance(exc, requests.ConnectTimeout):
+        return Unreachable("no connection in time")
+    if isinstance(exc, requests.Timeout):
+        return UpstreamTimeout(f"{path} did not answer within {read_s:g} s")
+    if isinstance(exc, requests.exceptions.SSLError):
+        return Unreachable(f"TLS failed: {exc}")
+    text = str(exc)
+    if "refused" in text:
+        return Unreachable("connection refused")
+    if "resolve" in text or "Name or service" in text:
+        return Unreachable("the name cannot be resolved")
+    return Unreachable(f"{path}: {text}") if isinstance(exc, requests.ConnectionError) else BadAnswer(f"{path}: {text}")

@@ -1,0 +1,235 @@
+"""A backend's answer: its head, and its body in pieces as they come.
+
+Once an answer streams, `pump` moves it from the backend's socket to the client's inside the hub's own callbacks: one
+read and one write for each piece, no switch between greenlets. That is what makes a token cheap.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from typing import Any, cast
+
+import gevent
+import gevent.socket
+import urllib3
+from gevent.event import AsyncResult
+
+from proxy_app.errors import ClientGone, Truncated, UpstreamError
+from proxy_app.upstream.framing import Chunked, chunk, framing_of
+
+READ_BYTES = 65536
+READABLE, WRITABLE = 1, 2
+
+
+class Upstream:
+    """One answer of a backend.
+
+    Owned by: the request that asked. `close` gives the connection back where the answer is complete and closes it
+    where it is not, which makes Ollama stop generating.
+    """
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, idle_s: float) -> None:
+        self._response = response
+        # urllib3 has no public way to read a body's bytes as they stand on the wire; its own chunk reader
+        # drops what it has of a chunk that is cut, and costs more than the rest of a token together.
+        self._http = cast(http.client.HTTPResponse, response._fp)  # type: ignore[attr-defined]
+        self._idle_s = idle_s
+        self.status = response.status
+        self.reason = response.reason or ""
+        self.headers: list[tuple[str, str]] = list(response.headers.iteritems())
+        try:
+            self._framing = framing_of(self.status, self.headers)
+            sock = response._connection.sock  # type: ignore[attr-defined]
+            sock.settimeout(idle_s)
+        except BaseException:
+            self.close()
+            raise
+        self._socket: socket.socket = sock
+
+    @property
+    def content_type(self) -> str:
+        return next((value for name, value in self.headers if name.lower() == "content-type"), "")
+
+    @property
+    def length(self) -> int | None:
+        """The body's length where it was announced."""
+        return next((int(value) for name, value in self.headers if name.lower() == "content-length"), None)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._framing.done
+
+    def read(self) -> bytes:
+        """The next piece of the body, as soon as there is one; b"" at its end.
+
+        Raises:
+            Truncated: the body was cut, broke its framing, or was silent for too long.
+        """
+        while not self._framing.done:
+            try:
+                data = self._http.fp.read1(READ_BYTES)
+            except TimeoutError as exc:
+                raise Truncated(f"silent for {self._idle_s:g} s") from exc
+            except OSError as exc:
+                raise Truncated(f"the connection broke: {exc}") from exc
+            payload = self._framing.feed(data) if data else self._framing.end()
+            if payload:
+                return payload
+        return b""
+
+    def read_up_to(self, limit: int) -> bytes:
+        """The body up to about `limit` bytes; `is_complete` tells whether that is all.
+
+        Raises:
+            Truncated: see `read`.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while size <= limit and (piece := self.read()):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+    def can_pump(self, client: socket.socket) -> bool:
+        """Are both ends plain sockets of the hub? TLS keeps bytes of its own that no watcher sees."""
+        return type(self._socket) is gevent.socket.socket and type(client) is gevent.socket.socket
+
+    def pump(self, client: socket.socket) -> bytes:
+        """Move the rest of the body to a client that reads chunks; returns the last bytes that went out.
+
+        Raises:
+            Truncated: as `read`; its `tail` is what went out last.
+            ClientGone: the client hung up, or took nothing for as long as a backend may be silent.
+        """
+        return _Pump(self._socket, client, self._framing, self._idle_s).run()
+
+    def close(self) -> None:
+        """Give the connection back, or close it; idempotent."""
+        response, complete = self._response, hasattr(self, "_framing") and self._framing.done
+        if complete and not self._http.will_close:
+            # The body was read past http.client's back; this marks it read without touching the socket.
+            self._http.close()
+            response.release_conn()
+        else:
+            response.close()
+
+
+class _Pump:
+    """Moves one body between two sockets. Lives in the hub's callbacks; only `run` waits.
+
+    Back pressure: what the client does not take stops the reading until it does.
+    """
+
+    def __init__(
+        self, source: socket.socket, client: socket.socket, framing: Any, idle_s: float
+    ) -> None:
+        self._source, self._client, self._framing, self._idle_s = source, client, framing, idle_s
+        self._feed = framing.feed_chunk if isinstance(framing, Chunked) else self._feed_and_frame
+        self._pending = b""
+        self._last = b""
+        self._moves = 0
+        self._result: AsyncResult[BaseException | None] = AsyncResult()
+        loop = gevent.get_hub().loop
+        self._readable = loop.io(source.fileno(), READABLE)
+        self._writable = loop.io(client.fileno(), WRITABLE)
+        self._hung_up = loop.io(client.fileno(), READABLE)
+
+    def run(self) -> bytes:
+        self._source.setblocking(False)
+        self._client.setblocking(False)
+        try:
+            self._readable.start(self._on_readable)
+            self._hung_up.start(self._on_client)
+            failure = self._wait()
+        finally:
+            for watcher in (self._readable, self._writable, self._hung_up):
+                watcher.stop()
+                watcher.close()
+            self._client.setblocking(True)
+        if isinstance(failure, Truncated):
+            failure.tail = self._last[-4:-2]
+        if failure is not None:
+            raise failure
+        return self._last
+
+    def _wait(self) -> BaseException | None:
+        """Wait for the end; silence is judged once per idle time, so that a token costs no timer."""
+        while True:
+            seen = self._moves
+            try:
+                return self._result.get(timeout=self._idle_s)
+            except gevent.Timeout:
+                if self._moves == seen:
+                    return ClientGone() if self._pending else Truncated(f"silent for {self._idle_s:g} s")
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._source.recv(READ_BYTES)
+            self._moves += 1
+            if data:
+                frame = self._feed(data)
+                if frame:
+                    self._last = frame
+                    self._write(frame)
+            else:
+                self._framing.end()
+        except BlockingIOError:
+            return
+        except UpstreamError as exc:
+            self._finish(exc)
+        except OSError as exc:
+            self._finish(Truncated(f"the connection broke: {exc}"))
+        else:
+            if self._framing.done and not self._pending:
+                self._finish(None)
+
+    def _write(self, frame: bytes) -> None:
+        try:
+            sent = self._client.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._finish(ClientGone())
+            return
+        if sent < len(frame):
+            self._pending = frame[sent:]
+            self._readable.stop()
+            self._writable.start(self._on_writable)
+
+    def _on_writable(self) -> None:
+        pending, self._pending = self._pending, b""
+        self._moves += 1
+        self._writable.stop()
+        self._write(pending)
+        if self._pending or self._result.ready():
+            return
+        if self._framing.done:
+            self._finish(None)
+        else:
+            self._readable.start(self._on_readable)
+
+    def _on_client(self) -> None:
+        try:
+            if self._client.recv(1, socket.MSG_PEEK):
+                # A pipelined request: the client is there.
+                self._hung_up.stop()
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._finish(ClientGone())
+
+    def _finish(self, failure: BaseException | None) -> None:
+        self._readable.stop()
+        self._hung_up.stop()
+        if not self._result.ready():
+            self._result.set(failure)
+
+    def _feed_and_frame(self, data: bytes) -> bytes:
+        payload = self._framing.feed(data)
+        return chunk(payload) if payload else b""
+
+
+

@@ -1,0 +1,59 @@
+"""Notice that a client hangs up while its request waits.
+
+gunicorn's worker does not look at a connection while the application works on its request: a client that leaves during a model's
+load would keep the GPU busy to the end. A watcher in the hub looks instead. Source: proxy-rules measurements (FIN and RST
+are seen within 1 ms); nginx and HAProxy treat a half-closed client as gone too.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import gevent
+from gevent import getcurrent
+
+from proxy_app.errors import ClientGone
+
+READABLE = 1
+
+
+class GunicornClient:
+    """The client of one request; its body has been read. Under another server nothing is watched."""
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        self._socket: socket.socket | None = environ.get("gunicorn.socket")
+        self._reads_chunks = environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and environ["REQUEST_METHOD"] != "HEAD"
+
+    @property
+    def chunked_socket(self) -> socket.socket | None:
+        """The connection, where an answer without a length goes out in chunks (RFC 9112 §6.1)."""
+        return self._socket if self._reads_chunks else None
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Raise `ClientGone` in the greenlet inside as soon as the client hangs up."""
+        if self._socket is None:
+            yield
+            return
+        watcher = gevent.get_hub().loop.io(self._socket.fileno(), READABLE)
+        watcher.start(_throw_if_gone, watcher, self._socket, getcurrent())
+        try:
+            yield
+        finally:
+            watcher.stop()
+            watcher.close()
+
+
+def _throw_if_gone(watcher: Any, client: socket.socket, waiting: Any) -> None:
+    """Called by the hub when the client's connection can be read."""
+    watcher.stop()
+    try:
+        # Bytes are a pipelined request: the client is there.
+        gone = not client.recv(1, socket.MSG_PEEK)
+    except OSError:
+        gone = True
+    if gone:
+        waiting.throw(ClientGone())

@@ -1,0 +1,26 @@
+"""What operators and load balancers ask."""
+
+from __future__ import annotations
+
+from flask import Blueprint
+
+from proxy_app.web.respond import Raw, runtime, text_answer
+
+blueprint = Blueprint("ops", __name__)
+
+
+@blueprint.get("/livez")
+def livez() -> Raw:
+    """The process answers; nothing else is looked at."""
+    return text_answer(b"ok\n")
+
+
+@blueprint.get("/readyz")
+def readyz() -> Raw:
+    """Send traffic here? Not while draining, and not before the backends were looked at once."""
+    services = runtime()
+    if services.draining:
+        return text_answer(b"draining\n", 503)
+    if not services.reloader.fleet.discovered:
+        return text_answer(b"the backends were not looked at yet\n", 503)
+    return text_answer(b"ok\n")

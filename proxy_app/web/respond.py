@@ -1,0 +1,79 @@
+"""Answers of all views: bytes that go out as they are, and errors in the dialect of their route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import cast
+
+from flask import Flask, Request, Response, current_app, g, request
+
+from proxy_app.dialects.errors import JSON, Dialect, error_body
+from proxy_app.domain import Listing
+from proxy_app.errors import CloudDisabled, RequestError, Unavailable
+from proxy_app.services.runtime import Runtime
+
+
+class Raw(Response):
+    """Nothing is added to what a view says: no guessed type, no charset."""
+
+    default_mimetype = None
+
+    def __init__(
+        self, body: bytes | Iterable[bytes], status: int | str = 200, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        # Werkzeug shouts its phrases; Go, and so Ollama, does not.
+        line = f"{status} {HTTPStatus(status).phrase}" if isinstance(status, int) else status
+        super().__init__(body, status=line, headers=list(headers), direct_passthrough=not isinstance(body, bytes))
+
+
+def runtime() -> Runtime:
+    return cast(Runtime, current_app.extensions["proxy"])
+
+
+def json_answer(body: bytes, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Raw:
+    return Raw(body, status, [("Content-Type", JSON), ("Content-Length", str(len(body))), *headers])
+
+
+def text_answer(body: bytes, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Raw:
+    return Raw(body, status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), *headers])
+
+
+def listing_answer(listing: Listing, asked: Request, content_type: str = JSON) -> Raw:
+    """A finished listing, or 304 where the client has it already (RFC 9110 §13.1.2)."""
+    headers = [("ETag", listing.etag), ("Cache-Control", "no-cache"), ("X-Caravan-Cache", "hit")]
+    if asked.headers.get("If-None-Match") and asked.if_none_match.contains_weak(listing.etag.strip('"')):
+        return Raw(b"", 304, headers)
+    body = listing.body
+    return Raw(body, 200, [("Content-Type", content_type), ("Content-Length", str(len(body))), *headers])
+
+
+def error_answer(error: RequestError, dialect: Dialect) -> Raw:
+    """An error that Caravan raises itself, in the words of the route's dialect."""
+    # Ollama answers this one in its own form on every route (measured: v1_chat_cloud_disabled_403).
+    form: Dialect = "ollama" if isinstance(error, CloudDisabled) else dialect
+    headers = []
+    if isinstance(error, Unavailable):
+        headers.append(("Retry-After", str(error.retry_after_s)))
+    return json_answer(error_body(form, error.status, error.message, g.get("request_id", "")), error.status, headers)
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect of a path's clients."""
+    if path.startswith("/v1/messages"):
+        return "anthropic"
+    return "openai" if path.startswith("/v1/") else "ollama"
+
+
+def register_errors(app: Flask) -> None:
+    """Render our own errors; a bug is a 500 in the dialect, with its traceback in the log alone."""
+
+    @app.errorhandler(RequestError)
+    def refused(error: RequestError) -> Raw:
+        return error_answer(error, dialect_of(request.path))
+
+    @app.errorhandler(Exception)
+    def broken(error: Exception) -> Raw:
+        current_app.logger.exception("a bug: %s %s", request.method, request.path)
+        body = error_body(dialect_of(request.path), 500, "Caravan failed; its log says why", g.get("request_id", ""))
+        return json_answer(body, 500)

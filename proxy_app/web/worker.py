@@ -1,0 +1,70 @@
+"""gunicorn's gevent worker, which waits for idle connections at a stop: this one closes them.
+
+Without it, `SIGTERM` takes gunicorn's whole grace time as soon as one client keeps a connection open.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+from gunicorn.glogging import Logger as GunicornLogger
+from gunicorn.workers.ggevent import GeventWorker
+
+from proxy_app import telemetry
+
+LOOK_S = 0.05
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """Knows which of its connections wait for a request, and closes those once it is told to stop."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle: set[socket.socket] = set()
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        self._idle.add(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._idle.discard(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
+        self._idle.discard(sock)
+        super().handle_request(listener_name, req, sock, addr)
+        self._idle.add(sock)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        # A signal handler must not wait; a greenlet closes what is idle now and what becomes so later.
+        threading.Thread(target=self._close_idle, name="drain", daemon=True).start()
+
+    def _close_idle(self) -> None:
+        self.wsgi.extensions["proxy"].draining = True
+        while True:
+            for client in list(self._idle):
+                self._idle.discard(client)
+                _shut(client)
+            time.sleep(LOOK_S)
+
+
+def _shut(client: socket.socket) -> None:
+    try:
+        client.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        # It went by itself.
+        return
+
+
+class Logger(GunicornLogger):  # type: ignore[misc]
+    """gunicorn's log, in the same lines as everything else."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        telemetry.configure(os.environ.get("CARAVAN_LOG_LEVEL") or "info")
+        self.error_log.handlers[:] = []
+        self.error_log.propagate = True

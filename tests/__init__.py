@@ -1,0 +1,1 @@
+"""Tests of Caravan; see CONTRIBUTING.md for what belongs into which folder."""

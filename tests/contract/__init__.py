@@ -1,0 +1,1 @@
+"""One suite over several implementations, and over recorded answers."""

@@ -1,0 +1,96 @@
+"""Routes that change the store, and the account's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tests.fakes.answers import JSON_PLAIN, Answer, json_answer
+from tests.fakes.decode import RequestError, decode
+from tests.fakes.machine import NO_CLOUD, Desk
+from tests.fakes.models import FakeModel, derived_digest
+from tests.fakes.names import Name, parse_name
+from tests.fakes.recorded import RecordedRequest
+from tests.fakes.replies import progress
+
+
+def pull(desk: Desk, request: RecordedRequest) -> Answer:
+    fields = decode(request.body, "PullRequest")
+    asked = fields.get("model") or fields.get("name") or ""
+    name = parse_name(asked)
+    if not name.valid:
+        raise RequestError(400, "invalid model name")
+    statuses = pull_lines(desk, asked, name)
+    if fields.get("stream", True):
+        return progress(statuses, desk.machine.pull_delay_s)
+    last = statuses[-1]
+    return json_answer(last, 500 if "error" in last else 200, JSON_PLAIN)
+
+
+def pull_lines(desk: Desk, asked: str, name: Name) -> list[dict[str, Any]]:
+    known = desk.machine.pullable
+    if known is not None and name.key not in {parse_name(each).key for each in known}:
+        url = f"https://{name.host}/v2/{name.namespace}/{name.model}/manifests/{name.tag}"
+        error = f'pull model manifest: Get "{url}": dial tcp: lookup {name.host}: no such host'
+        return [{"status": "pulling manifest"}, {"error": error}]
+    model = desk.store.find(name) or FakeModel(asked)
+    desk.store.add(model)
+    short = model.digest[:12]
+    layer = {"digest": f"sha256:{model.digest}", "total": model.size, "completed": model.size}
+    names = ("verifying sha256 digest", "writing manifest", "success")
+    lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
+    lines.append({"status": f"pulling {short}", **layer})
+    return [*lines, *({"status": each} for each in names)]
+
+
+def create(desk: Desk, request: RecordedRequest) -> Answer:
+    """Only the form with `from`: a new digest under a new name."""
+    fields = decode(request.body, "CreateRequest")
+    asked = fields.get("model") or fields.get("name") or ""
+    name = parse_name(asked)
+    if not name.valid:
+        raise RequestError(400, "invalid model name")
+    if not fields.get("from"):
+        raise RequestError(400, "neither 'from' or 'files' was specified")
+    base = desk.find(fields["from"], "model '{asked}' not found").model
+    digest = derived_digest(f"{base.digest} as {name.key} with {fields.get('system', '')}")
+    desk.store.add(replace(base, name=asked, digest=digest, system=fields.get("system", "")))
+    lines = [{"status": text} for text in ("writing manifest", "success")]
+    if fields.get("stream", True):
+        return progress(lines, desk.machine.pull_delay_s)
+    return json_answer(lines[-1], 200, JSON_PLAIN)
+
+
+def copy(desk: Desk, request: RecordedRequest) -> Answer:
+    fields = decode(request.body, "CopyRequest")
+    source, destination = (fields.get(key, "") for key in ("source", "destination"))
+    for label, text in (("source", source), ("destination", destination)):
+        if not parse_name(text).valid:
+            raise RequestError(400, f'{label} "{text}" is invalid')
+    model = desk.store.find(parse_name(source))
+    if model is None:
+        raise RequestError(404, f'model "{source}" not found')
+    desk.store.add(replace(model, name=destination))
+    return Answer(200)
+
+
+def delete(desk: Desk, request: RecordedRequest) -> Answer:
+    fields = decode(request.body, "DeleteRequest")
+    asked = fields.get("model") or fields.get("name") or ""
+    if not parse_name(asked).valid:
+        raise RequestError(400, f'name "{asked}" is invalid')
+    model = desk.store.find(parse_name(asked))
+    if model is None:
+        raise RequestError(404, f"model '{asked}' not found")
+    desk.store.remove(model.name)
+    return Answer(200)
+
+
+def account(desk: Desk, request: RecordedRequest) -> Answer:
+    raise RequestError(503, "account unavailable")
+
+
+def web_search(desk: Desk, request: RecordedRequest) -> Answer:
+    if desk.machine.cloud_disabled:
+        raise RequestError(403, NO_CLOUD + "web search is unavailable")
+    return json_answer({"results": []})

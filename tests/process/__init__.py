@@ -1,0 +1,1 @@
+"""Real processes: gunicorn, the commands, honcho, nginx."""
