@@ -39,7 +39,7 @@ coverage: $(VENV)/.dev system-packages ## Run the tests and show which lines the
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-docs: install ## Write docs/settings.md from the table in proxy_app/settings.py
+docs: install ## Write docs/settings.md from the table in proxy_app/settings/table.py
 	@mkdir -p docs
 	$(BIN)/python -c 'from proxy_app.settings import settings_doc; print(settings_doc(), end="")' \
 		> docs/settings.md

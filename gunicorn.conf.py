@@ -45,9 +45,9 @@ control_socket_disable = True
 accesslog = None
 loglevel = "warning"
 logger_class = "proxy_app.web.worker.Logger"
-if os.path.isdir("/dev/shm"):  # noqa: S108 - gunicorn makes a private file there
+if os.path.isdir("/dev/shm"):
     # The heartbeat file is touched every second: keep it off the disk.
-    worker_tmp_dir = "/dev/shm"  # noqa: S108
+    worker_tmp_dir = "/dev/shm"
 
 
 def post_fork(server, worker):

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
 
 from proxy_app import __version__, telemetry
-from proxy_app.errors import ConfigError, Fenced, RegistryAway
+from proxy_app.errors import ConfigError, RegistryAway
 from proxy_app.services import inspect, private_redis
 from proxy_app.services.processes import Child, Group, caravan_command, tethered
-from proxy_app.services.runtime import RefresherRuntime, prepare_registry
-from proxy_app.settings import Settings, check_exposure, load, settings_doc
+from proxy_app.services.refresher_process import RefresherProcess
+from proxy_app.services.runtime import prepare_registry
+from proxy_app.settings import Settings, check_exposure, load
 
-log = logging.getLogger("caravan")
-
-# How long a process that waits for the refresher's role sleeps between two looks at it.
-STANDBY_S = 0.5
 # How long `caravan up` watches for the first look at the backends before it says what it saw.
 FIRST_LOOK_S = 10.0
 
@@ -48,10 +43,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def _settings() -> Settings:
+def _settings(log_level: str | None = None) -> Settings:
     settings = load()
-    telemetry.configure(settings.log_level)
+    telemetry.configure(log_level or settings.log_level)
     return settings
+
+
+def _quiet() -> Settings:
+    """The settings of a command that looks: what it finds is its output, not its log."""
+    return _settings("error")
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ def _greet(settings: Settings, group: Group) -> None:
         return
     urls = ", ".join(backend.url for backend in settings.fleet)
     click.echo(
-        f"Caravan serves on {address}, but no backend answers yet ({urls}): start Ollama there, or name your servers in "
-        ".env (OLLAMA_BACKENDS), or play with `make demo`; the probing goes on."
+        f"Caravan serves on {address}, but no backend answers yet ({urls}): start Ollama there, or name your servers "
+        "in .env (OLLAMA_BACKENDS), or play with `make demo`; the probing goes on."
     )
 
 
@@ -117,70 +117,34 @@ def migrate() -> None:
 def refresh(once: bool, child: bool) -> None:
     """Poll the backends and keep the registry and the cache up to date."""
     settings = _settings()
-    stopped = False
-
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        if current is not None:
-            current.refresher.stop()
-
-    current: RefresherRuntime | None = None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
     if settings.poll_interval_s == 0 and not once:
         click.echo("CARAVAN_POLL_INTERVAL is 0: polling is off")
         return
-    while not stopped:
-        current = RefresherRuntime.build(settings)
-        try:
-            if not current.role.claim():
-                if once or child:
-                    click.echo("another refresher is at work", err=True)
-                    return
-                time.sleep(STANDBY_S)
-            elif once:
-                current.refresher.once()
-                return
-            elif not stopped:
-                current.refresher.run()
-        except Fenced:
-            log.warning("another refresher has taken over")
-            if child:
-                return
-        except RegistryAway as error:
-            if once or child:
-                raise
-            log.error("%s", error)
-            time.sleep(STANDBY_S)
-        finally:
-            current.close()
+    process = RefresherProcess(settings, waits=not (once or child))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.stop())
+    if not (process.once() if once else process.run()):
+        click.echo("another refresher is at work", err=True)
 
 
 # -- looking ---------------------------------------------------------------------------------------
 
 
 @caravan.command()
-@click.option("--settings-doc", is_flag=True, hidden=True, help="Print docs/settings.md.")
 @as_json
-def check(as_json: bool, settings_doc: bool) -> None:
+def check(as_json: bool) -> None:
     """Check the settings, Redis, the registry and every backend; exit 1 where something needs attention."""
-    if settings_doc:
-        click.echo(_doc(), nl=False)
-        return
     try:
-        settings = _settings()
+        settings = _quiet()
         check_exposure(settings)
     except ConfigError as error:
-        findings = [inspect.Finding("settings", problem, "fix it in the environment or in .env") for problem in error.problems]
+        findings = [
+            inspect.Finding("settings", problem, "fix it in the environment or in .env") for problem in error.problems
+        ]
     else:
         findings = inspect.check(settings)
     _print(as_json, [finding.as_dict() for finding in findings], lambda: _finding_lines(findings))
     sys.exit(any(finding.cure for finding in findings))
-
-
-def _doc() -> str:
-    return settings_doc()
 
 
 def _finding_lines(findings: Iterable[inspect.Finding]) -> Iterable[str]:
@@ -199,7 +163,7 @@ def backends() -> None:
 @as_json
 def probe(as_json: bool) -> None:
     """Ask every backend now: reachability, version, latency, models."""
-    rows = [found.as_dict() for found in inspect.probe_all(_settings())]
+    rows = [found.as_dict() for found in inspect.probe_all(_quiet())]
     columns = ("name", "url", "state", "version", "latency_ms", "models", "loaded", "error")
     _print(as_json, rows, lambda: _table(columns, rows))
     sys.exit(any(row["state"] != "up" for row in rows))
@@ -214,7 +178,7 @@ def models() -> None:
 @as_json
 def list_models(as_json: bool) -> None:
     """The models of each backend, as last seen, and what is cached of them."""
-    found = inspect.list_models(_settings())
+    found = inspect.list_models(_quiet())
     _print(as_json, found, lambda: _model_lines(found))
 
 

@@ -176,7 +176,7 @@ class UpstreamError(CaravanError):
 
     status = 502
     code = "upstream_error"
-    retry = "if_idempotent"
+    retry: ClassVar[Retry] = "if_idempotent"
     counts_against_backend = True
 
 

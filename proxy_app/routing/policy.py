@@ -27,7 +27,9 @@ def cloud_hosts(fleet: Fleet) -> list[Tier]:
     return _tiers(member for member in fleet.members if member.takes_work and member.allows_cloud)
 
 
-def skip_broken(tiers: Sequence[Tier], is_open: Callable[[int], bool], recovers_at: Callable[[int], float]) -> list[Tier]:
+def skip_broken(
+    tiers: Sequence[Tier], is_open: Callable[[int], bool], recovers_at: Callable[[int], float]
+) -> list[Tier]:
     """Take those with an open breaker out; where that leaves nobody, the one that recovers first is tried."""
     closed = [tuple(i for i in tier if not is_open(i)) for tier in tiers]
     kept = [tier for tier in closed if tier]

@@ -28,9 +28,7 @@ class Breakers:
     def usable(self, tiers: Sequence[policy.Tier]) -> list[policy.Tier]:
         """The tiers without those whose breaker is open; see `policy.skip_broken`."""
         now = self.now()
-        return policy.skip_broken(
-            tiers, lambda i: not self._of(i).allows(now), lambda i: self._of(i).open_until
-        )
+        return policy.skip_broken(tiers, lambda i: not self._of(i).allows(now), lambda i: self._of(i).open_until)
 
     def tried(self, backend_id: int) -> None:
         current = self._of(backend_id)

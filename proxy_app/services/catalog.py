@@ -15,8 +15,8 @@ from proxy_app.dialects.errors import compact
 from proxy_app.domain import Fleet, ModelName, ShowEntry, ShowKey, ShowQuery, parse_name
 from proxy_app.errors import CacheAway, CloudDisabled, ModelNotFound, Unavailable
 from proxy_app.services.documents import Document, Documents, sources
-from proxy_app.services.flights import Flights
 from proxy_app.services.fleet import FleetReloader
+from proxy_app.services.flights import Flights
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.redis import unix_now

@@ -1,7 +1,7 @@
 """Show documents: fetched from a holder once for everybody, and stored.
 
-The same code serves a client's miss in a worker, the refresh behind a served cloud document, and the refresher's hydration;
-a token in Redis lets one of them at a time ask for one document.
+The same code serves a client's miss in a worker, the refresh behind a served cloud document, and the refresher's
+hydration; a token in Redis lets one of them at a time ask for one document.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ LONGEST_DOCUMENT = 64 << 20
 _JSON_HEADERS = (("Content-Type", "application/json"),)
 
 
+# Cloud documents have none.
+NO_DIGEST = Digest("")
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A backend's answer to a show request; only a 200 is ever stored."""
 
     status: int
     body: bytes = field(repr=False)
-    digest: Digest = Digest("")
+    digest: Digest = NO_DIGEST
 
     def as_entry(self) -> ShowEntry:
         return ShowEntry(self.digest, unix_now(), self.body)
@@ -57,7 +61,7 @@ def sources(fleet: Fleet, name: ModelName) -> list[Source]:
     """Who can be asked for a model's document, best first."""
     if name.is_cloud:
         live = [member for member in fleet.members if member.is_live and member.allows_cloud]
-        return [Source(member.backend, Digest(""), name.given) for member in live]
+        return [Source(member.backend, NO_DIGEST, name.given) for member in live]
     holders = fleet.live_holders(name.canonical)
     return [Source(fleet.by_id[h.backend_id].backend, h.digest, h.name) for h in holders]
 
@@ -92,7 +96,9 @@ class Documents:
                 return Document(200, found.body, found.digest)
         with self._holding(key, token):
             found = None if fresh else self._stored(key, wanted)
-            return Document(200, found.body, found.digest) if found else self._ask_and_store(key, fleet, name, timeout_s)
+            return (
+                Document(200, found.body, found.digest) if found else self._ask_and_store(key, fleet, name, timeout_s)
+            )
 
     def ask(self, candidates: Sequence[Source], make_body: Callable[[Source], bytes], timeout_s: float) -> Document:
         """Ask the candidates in turn until one gives an answer that means something.

@@ -25,7 +25,7 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
     """Build a Fleet; where the catalogue's generation did not move, `before`'s finished listings are kept."""
     members = tuple(Member(b, rows.health.get(b.id, Health())) for b in rows.backends)
     by_id = {member.backend.id: member for member in members}
-    volatile = {
+    volatile: dict[str, Any] = {
         "members": members,
         "by_id": by_id,
         "loaded": ollama.loaded(item for owner, item in rows.loaded if _is_live(by_id, owner)),
@@ -37,9 +37,7 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
         return replace(before, **volatile)
     holders = _holders(rows.holdings, members)
     items = [held[0].item for held in holders.values() if by_id[held[0].backend_id].is_live]
-    return Fleet(
-        holders=holders, tags=_listing(ollama.tags(items)), models=_listing(openai.models(items)), **volatile
-    )
+    return Fleet(holders=holders, tags=_listing(ollama.tags(items)), models=_listing(openai.models(items)), **volatile)
 
 
 def lowest_version(versions: Any) -> str:
@@ -70,11 +68,12 @@ def _holders(holdings: Sequence[Holding], members: Sequence[Member]) -> dict[str
     found: dict[str, list[Holding]] = {}
     for held in sorted((h for h in holdings if h.backend_id in place), key=lambda h: place[h.backend_id]):
         found.setdefault(held.canonical, []).append(held)
-    ordered = {}
-    for canonical, held in found.items():
-        current = held[0].digest
-        ordered[canonical] = tuple(sorted(held, key=lambda h: (place[h.backend_id][0], h.digest != current)))
-    return ordered
+    return {canonical: _current_first(group, place) for canonical, group in found.items()}
+
+
+def _current_first(group: list[Holding], place: Mapping[int, tuple[bool, int]]) -> tuple[Holding, ...]:
+    current = group[0].digest
+    return tuple(sorted(group, key=lambda held: (place[held.backend_id][0], held.digest != current)))
 
 
 def _listing(body: bytes) -> Listing:

@@ -74,7 +74,7 @@ class Guardian:
         elif now - self._vacant_since >= VACANT_S and not self._stop.is_set():
             self._vacant_since = None
             log.info("nobody refreshes the registry: starting a refresher")
-            self._child = subprocess.Popen(caravan_command("refresh", "--child"))  # noqa: S603 - our own command
+            self._child = subprocess.Popen(caravan_command("refresh", "--child"))
 
     def _is_vacant(self) -> bool:
         if self._registry is None:

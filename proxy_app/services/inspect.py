@@ -142,10 +142,14 @@ def _probe(backend: Backend, settings: Settings) -> Probed:
 def _as_finding(found: Probed) -> Finding:
     subject = f"backend {found.name}"
     if found.error:
-        cure = f"check that Ollama runs at {found.url} and listens there (OLLAMA_HOST=0.0.0.0), and that no firewall is between"
+        cure = (
+            f"check that Ollama runs there and listens (OLLAMA_HOST=0.0.0.0), that no firewall is between: {found.url}"
+        )
         return Finding(subject, f"{found.url}: {found.error}", cure)
     if not found.models:
-        return Finding(subject, f"{found.url}: version {found.version}, no models", "pull one there: ollama pull llama3.2")
+        return Finding(
+            subject, f"{found.url}: version {found.version}, no models", "pull one there: ollama pull llama3.2"
+        )
     return Finding(subject, f"{found.url}: version {found.version}, {found.models} models, {found.latency_ms} ms")
 
 
@@ -155,7 +159,9 @@ def _check_redis(settings: Settings) -> Finding:
         where = "REDIS_URL" if settings.redis_url else "the private Redis"
         return Finding("redis", f"{where} answers; {size['documents']} show documents, {size['bytes']} bytes")
     if settings.redis_url:
-        return Finding("redis", "REDIS_URL does not answer", "start that Redis, or check the URL; meanwhile caches are per worker")
+        return Finding(
+            "redis", "REDIS_URL does not answer", "start that Redis, or check the URL; meanwhile caches are per worker"
+        )
     if not private_socket(settings.data_dir).exists():
         server = find_server()
         if server:
@@ -186,7 +192,9 @@ def _check_registry(settings: Settings) -> list[Finding]:
     except RegistryAway as exc:
         return [Finding("registry", str(exc), "see above; serving goes on with what is known")]
     if age is None or age > STALE_S:
-        found.append(Finding("refresher", "not running", "start `caravan up`, or `caravan refresh`; a web worker starts one too"))
+        found.append(
+            Finding("refresher", "not running", "start `caravan up`, or `caravan refresh`; a web worker starts one too")
+        )
     else:
         found.append(Finding("refresher", f"running, last round {age:.0f} s ago"))
     return found

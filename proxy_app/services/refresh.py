@@ -1,8 +1,8 @@
 """The refresher: polls every backend, and is the only writer of what was learned.
 
 Threads: one per backend for the health probe, one per backend for `/api/ps` (which may block on a healthy server), a
-few that hydrate. They hand their results to the main loop through a queue; the main loop alone writes. All waits end at once
-when `stop` is called, and threads that hang in a poll are daemons: they hold nobody up.
+few that hydrate. They hand their results to the main loop through a queue; the main loop alone writes. All waits end
+at once when `stop` is called, and threads that hang in a poll are daemons: they hold nobody up.
 """
 
 from __future__ import annotations
@@ -186,7 +186,9 @@ class Refresher:
         self._settings = replace(self._settings, fall=1, rise=1)
         self._follow_backends(start=False)
         self._registry_state()
-        threads = [threading.Thread(target=self._ask_once, args=(poller,), daemon=True) for poller in self._pollers.values()]
+        threads = [
+            threading.Thread(target=self._ask_once, args=(poller,), daemon=True) for poller in self._pollers.values()
+        ]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 3 * self._settings.poll_timeout_s

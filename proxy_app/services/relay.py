@@ -1,7 +1,7 @@
 """Inference requests: sent to a live backend that hosts the model, failed over until the first byte, then relayed.
 
-The order of things is DESIGN §6: candidates, a lease, an attempt, a probe of the answer's first chunk; nothing reaches the client
-before that chunk is there and is not an error.
+The order of things is DESIGN §6: candidates, a lease, an attempt, a probe of the answer's first chunk; nothing
+reaches the client before that chunk is there and is not an error.
 """
 
 from __future__ import annotations

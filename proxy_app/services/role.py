@@ -1,6 +1,7 @@
 """The refresher's role: one process per data directory, which holds a lock, beats, and has an epoch.
 
-A process that dies frees its lock at once. One that is stopped (SIGSTOP) keeps it, but its beat grows old: then the role is taken
+A process that dies frees its lock at once. One that is stopped (SIGSTOP) keeps it, but its beat grows old: then the
+role is taken
 over with a later epoch, and whatever the stopped one writes when it is resumed is refused by the registry.
 """
 

@@ -12,10 +12,7 @@ from proxy_app.services.catalog import Catalog
 from proxy_app.services.documents import Documents
 from proxy_app.services.fleet import FleetReloader
 from proxy_app.services.guardian import Guardian
-from proxy_app.services.hydrate import Hydrator
-from proxy_app.services.refresh import Refresher
 from proxy_app.services.relay import Relay
-from proxy_app.services.role import Role
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.leases import LeaseKeeper
@@ -114,32 +111,3 @@ def prepare_registry(settings: Settings) -> list[str]:
         return applied
     finally:
         registry.close()
-
-
-@dataclass(slots=True)
-class RefresherRuntime:
-    """What the refresher's process works with."""
-
-    registry: Registry
-    role: Role
-    gate: RedisGate
-    upstream: UpstreamClient
-    refresher: Refresher
-
-    @classmethod
-    def build(cls, settings: Settings) -> RefresherRuntime:
-        prepare_registry(settings)
-        registry = Registry(settings.data_dir, busy_s=1.0)
-        gate = RedisGate.of(settings)
-        cache = show_cache(gate, settings)
-        upstream = UpstreamClient()
-        documents = Documents(cache, upstream, settings.connect_timeout_s)
-        hydrator = Hydrator(cache, documents, settings.hydrate_concurrency, settings.hydrate_timeout_s)
-        role = Role(registry, settings.data_dir)
-        return cls(registry, role, gate, upstream, Refresher(settings, registry, role, cache, hydrator))
-
-    def close(self) -> None:
-        self.role.give_up()
-        self.registry.close()
-        self.upstream.close()
-        self.gate.close()

@@ -1,7 +1,7 @@
 """Run a command that dies with its parent: `python -m proxy_app.services.tether SIGNAL PARENT_PID COMMAND...`
 
-Linux sends the signal to this process when the thread that started it ends (prctl, PR_SET_PDEATHSIG); it survives the exec. A
-parent that died before that was arranged is noticed by its pid. Elsewhere the command simply runs.
+Linux sends the signal to this process when the thread that started it ends (prctl, PR_SET_PDEATHSIG); it survives
+the exec. A parent that died before that was arranged is noticed by its pid. Elsewhere the command simply runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def tether(death_signal: signal.Signals, parent: int) -> None:
 
 def main(argv: list[str]) -> None:
     tether(signal.Signals[argv[0]], int(argv[1]))
-    os.execvp(argv[2], argv[2:])  # noqa: S606 - what it is for
+    os.execvp(argv[2], argv[2:])
 
 
 if __name__ == "__main__":

@@ -77,9 +77,12 @@ class ShowCache:
 
     def size_bytes(self) -> tuple[int, int]:
         """(documents, bytes) in the cache."""
+
         def read(client: redis.Redis) -> list[object]:
             with client.pipeline(transaction=False) as pipe:
-                return list(pipe.zcard(self._lru).hget(self._sizes, "total").execute())
+                pipe.zcard(self._lru)
+                pipe.hget(self._sizes, "total")
+                return list(pipe.execute())
 
         count, total = self._gate.run(read)
         return int(count), int(total or 0)
@@ -88,6 +91,7 @@ class ShowCache:
 
     def note_asked(self, asked: dict[str, tuple[str, float]]) -> None:
         """Note which documents were asked for: key -> (name as it was asked, UTC seconds)."""
+
         def write(client: redis.Redis) -> None:
             with client.pipeline(transaction=False) as pipe:
                 pipe.zadd(self._asked, {key: at for key, (_, at) in asked.items()})
@@ -99,10 +103,13 @@ class ShowCache:
 
     def take_asked(self) -> dict[str, tuple[str, float]]:
         """Read what was noted, and clear it: the refresher moves it into the registry."""
+
         def take(client: redis.Redis) -> list[object]:
             with client.pipeline() as pipe:
-                pipe.zrange(self._asked, 0, -1, withscores=True).hgetall(self._names)
-                return list(pipe.delete(self._asked, self._names).execute())
+                pipe.zrange(self._asked, 0, -1, withscores=True)
+                pipe.hgetall(self._names)
+                pipe.delete(self._asked, self._names)
+                return list(pipe.execute())
 
         scored, names, _ = self._gate.run(take)
         return {key.decode(): (names[key].decode(), float(at)) for key, at in scored if key in names}
@@ -141,4 +148,3 @@ class ShowCache:
         key = document.removeprefix(f"{self._root}:doc:")
         space, _, rest = key.partition(":")
         return space == "local" and rest.rpartition(":")[0] not in held
-

@@ -1,8 +1,9 @@
 """Who is in flight where: leases in Redis with an expiry, so that a crashed worker's requests fade away.
 
-A lease is a member of its backend's sorted set, scored by its expiry. Where there is a choice between equal backends, one
-script picks the one with the fewest in flight and takes the lease in the same step. Otherwise the lease is written behind
-the request, in batches; one that ends before its batch goes out is never written.
+A lease is a member of its backend's sorted set, scored by its expiry. Where there is a choice between equal
+backends, one
+script picks the one with the fewest in flight and takes the lease in the same step. Otherwise the lease is written
+behind the request, in batches; one that ends before its batch goes out is never written.
 """
 
 from __future__ import annotations

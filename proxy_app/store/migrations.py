@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import sqlite3
 from pathlib import Path
 
 from sqlite_utils import Database

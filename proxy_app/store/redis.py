@@ -1,7 +1,7 @@
 """The way to Redis: short time limits, a breaker, and one error for everything that goes wrong.
 
-Redis may be refused, paused, slow, full or restarted at any moment: a caller gets `CacheAway` within its budget and goes
-on without. Nothing is ever repeated here, since the outcome of a call that timed out is unknown.
+Redis may be refused, paused, slow, full or restarted at any moment: a caller gets `CacheAway` within its budget and
+goes on without. Nothing is ever repeated here, since the outcome of a call that timed out is unknown.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def private_socket(data_dir: Path) -> Path:
     path = data_dir.resolve() / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
         return path
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - the folder below is private
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     return Path(runtime) / f"caravan-{os.getuid()}-{name}" / "redis.sock"
 

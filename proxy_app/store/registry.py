@@ -65,9 +65,7 @@ class Registry:
         self.path = data_dir / FILE
         with self._mapped():
             _make_private(data_dir, self.path)
-            connection = sqlite3.connect(
-                self.path, timeout=busy_s, isolation_level=None, check_same_thread=False
-            )
+            connection = sqlite3.connect(self.path, timeout=busy_s, isolation_level=None, check_same_thread=False)
             self._db = Database(connection, execute_plugins=False)
             try:
                 self._db.execute("PRAGMA synchronous=NORMAL")

@@ -1,7 +1,7 @@
 """Requests to backends: one connection pool for each, time limits, and errors of our own.
 
-The relay and the show fetches use urllib3 directly: it keeps targets, header order and bodies as they are, keeps no cookies,
-reads no proxy variables and follows no redirects.
+The relay and the show fetches use urllib3 directly: it keeps targets, header order and bodies as they are, keeps no
+cookies, reads no proxy variables and follows no redirects.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where an HTTP/1.1 body ends: chunked, by length, or with the connection.
 
-A decoder takes bytes as they come from the socket and gives them back as chunks ready to be sent to a client, so that the usual
-case, one whole chunk in one read, is passed on untouched. Source: RFC 9112 §6.3, §7.1.
+A decoder takes bytes as they come from the socket and gives them back as chunks ready to be sent to a client, so
+that the usual case, one whole chunk in one read, is passed on untouched. Source: RFC 9112 §6.3, §7.1.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Chunked:
         """Any cut of the bytes. `_left` counts what is missing of the present chunk, its CRLF included."""
         data = self._held + data
         self._held = b""
-        place, payload = 0, []
+        place, payload = 0, list[bytes]()
         while place < len(data) and not self.done:
             if self._in_trailer:
                 place = self._trailer(data, place)

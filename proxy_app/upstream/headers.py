@@ -25,7 +25,8 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-# Never sent on: what is Caravan's own to say, what the client's browser says to Caravan, and every credential of the client.
+# Never sent on: what is Caravan's own to say, what the client's browser says to Caravan, and every credential of the
+# client.
 _NOT_UPSTREAM = HOP_BY_HOP | {
     "authorization",
     "content-length",

@@ -121,9 +121,7 @@ class _Pump:
     Back pressure: what the client does not take stops the reading until it does.
     """
 
-    def __init__(
-        self, source: socket.socket, client: socket.socket, framing: Any, idle_s: float
-    ) -> None:
+    def __init__(self, source: socket.socket, client: socket.socket, framing: Any, idle_s: float) -> None:
         self._source, self._client, self._framing, self._idle_s = source, client, framing, idle_s
         self._feed = framing.feed_chunk if isinstance(framing, Chunked) else self._feed_and_frame
         self._pending = b""
@@ -158,7 +156,8 @@ class _Pump:
         while True:
             seen = self._moves
             try:
-                return self._result.get(timeout=self._idle_s)
+                failure: BaseException | None = self._result.get(timeout=self._idle_s)
+                return failure
             except gevent.Timeout:
                 if self._moves == seen:
                     return ClientGone() if self._pending else Truncated(f"silent for {self._idle_s:g} s")
@@ -230,6 +229,3 @@ class _Pump:
     def _feed_and_frame(self, data: bytes) -> bytes:
         payload = self._framing.feed(data)
         return chunk(payload) if payload else b""
-
-
-

@@ -1,6 +1,7 @@
 """What every request passes first: its id, whose Host and Origin it carries, and a body that is whole.
 
-Source of the Host and Origin rules: Ollama server/routes.go:1776-1867 and envconfig/config.go:86-109 (v0.33.0-rc2), measured.
+Source of the Host and Origin rules: Ollama server/routes.go:1776-1867 and envconfig/config.go:86-109 (v0.33.0-rc2),
+measured.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 _LOCAL_ORIGINS = tuple(
     f"{scheme}://{host}{port}"
     for scheme in ("http", "https")
-    for host in ("localhost", "127.0.0.1", "0.0.0.0")  # noqa: S104 - a name in a browser's header
+    for host in ("localhost", "127.0.0.1", "0.0.0.0")
     for port in ("", ":*")
 )
 _APP_ORIGINS = ("app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode-file://*")

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
-import time
 from typing import Any
 
+import gevent
 from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -40,16 +39,18 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
-        # A signal handler must not wait; a greenlet closes what is idle now and what becomes so later.
-        threading.Thread(target=self._close_idle, name="drain", daemon=True).start()
+        # A signal handler must not wait: a greenlet closes what is idle now and what becomes so later.
+        gevent.spawn(self._close_idle)
 
     def _close_idle(self) -> None:
-        self.wsgi.extensions["proxy"].draining = True
+        app = getattr(self, "wsgi", None)
+        if app is not None:
+            app.extensions["proxy"].draining = True
         while True:
             for client in list(self._idle):
                 self._idle.discard(client)
                 _shut(client)
-            time.sleep(LOOK_S)
+            gevent.sleep(LOOK_S)
 
 
 def _shut(client: socket.socket) -> None:
