@@ -157,6 +157,9 @@ class Refresher:
         self._pollers: dict[int, Poller] = {}
         self._known: dict[int, _Known] = {}
         self._fleet = Fleet()
+        self._unwritten: dict[int, Learned] = {}
+        self._polls = False
+        self._beat_s = 0.0
         self._swept_s = 0.0
         self._complaint = ""
         self._stopping = threading.Event()
@@ -172,7 +175,8 @@ class Refresher:
         Raises:
             Fenced: another process has taken the role.
         """
-        self._start()
+        self._polls = self._settings.poll_interval_s > 0
+        self._follow_backends()
         try:
             while not self._stopping.is_set():
                 self._round(self._collect(BEAT_S))
@@ -184,8 +188,7 @@ class Refresher:
     def once(self) -> None:
         """One round for cron: every backend is asked once, one answer decides, and the cache is hydrated."""
         self._settings = replace(self._settings, fall=1, rise=1)
-        self._follow_backends(start=False)
-        self._registry_state()
+        self._follow_backends()
         threads = [
             threading.Thread(target=self._ask_once, args=(poller,), daemon=True) for poller in self._pollers.values()
         ]
@@ -206,18 +209,6 @@ class Refresher:
         finally:
             prober.close()
 
-    def _start(self) -> None:
-        self._follow_backends(start=self._settings.poll_interval_s > 0)
-        self._registry_state()
-
-    def _registry_state(self) -> None:
-        """Go on from what an earlier refresher wrote."""
-        for backend_id, health in self._fleet_health().items():
-            self._known[backend_id] = _Known(Verdict(health.state), health)
-
-    def _fleet_health(self) -> Mapping[int, Health]:
-        return {member.backend.id: member.health for member in self._fleet.members}
-
     def _collect(self, timeout_s: float) -> list[News]:
         """The news that came: the first within the time limit, and all that came with it."""
         gathered: list[News] = []
@@ -233,25 +224,41 @@ class Refresher:
     def _round(self, gathered: list[News]) -> None:
         """Weigh the news, write what changed, beat. A registry that cannot be written is tried again next time."""
         try:
-            learned = [found for news in gathered + self._hung() if (found := self._weigh(news))]
-            learned += self._forgotten()
-            if learned:
-                self._registry.learn(self._role.epoch, learned)
-            self._role.beat()
-            self._follow_backends(start=self._settings.poll_interval_s > 0 and bool(self._pollers))
+            for learned in [*map(self._weigh, gathered + self._hung()), *self._forgotten()]:
+                self._note(learned)
+            if self._unwritten:
+                self._registry.learn(self._role.epoch, self._unwritten.values())
+                self._unwritten = {}
+            self._beat()
+            self._follow_backends()
             self._sweep()
             self._complaint = ""
         except RegistryAway as exc:
             if str(exc) != self._complaint:
                 log.error("%s", exc)
             self._complaint = str(exc)
-            # What was weighed and not written has to be weighed again.
-            self._known.clear()
-            self._stopping.wait(0.2)
         except Fenced:
             raise
         except Exception:  # one poisoned answer must not end the refresher
             log.exception("a round failed")
+
+    def _note(self, learned: Learned) -> None:
+        """Add to what has to be written; it stays there until the registry took it."""
+        before = self._unwritten.get(learned.backend_id, Learned(learned.backend_id))
+        merged = Learned(
+            learned.backend_id,
+            health=learned.health or before.health,
+            holdings=before.holdings if learned.holdings is None else learned.holdings,
+            loaded=before.loaded if learned.loaded is None else learned.loaded,
+        )
+        if merged != Learned(learned.backend_id):
+            self._unwritten[learned.backend_id] = merged
+
+    def _beat(self) -> None:
+        """Beat about once a second, however many polls end."""
+        if time.monotonic() - self._beat_s >= BEAT_S * 0.8:
+            self._role.beat()
+            self._beat_s = time.monotonic()
 
     def _hung(self) -> list[News]:
         """Probes that wait far beyond their time limit (an answer that trickles byte by byte) count as failed."""
@@ -263,19 +270,18 @@ class Refresher:
             if p.hung_s(now) > limit
         ]
 
-    def _weigh(self, news: News) -> Learned | None:
-        """What a poll changed; None where nothing did."""
+    def _weigh(self, news: News) -> Learned:
+        """What a poll changed."""
         poller = self._pollers.get(news.backend_id)
         if poller is None or poller.backend.url != news.url:
-            return None
+            return Learned(news.backend_id)
         known = self._known.setdefault(news.backend_id, _Known())
-        learned = Learned(
+        return Learned(
             news.backend_id,
             health=self._weigh_health(known, news) if news.is_probe else None,
             holdings=self._weigh_tags(known, news),
             loaded=self._weigh_loaded(known, news),
         )
-        return None if learned == Learned(news.backend_id) else learned
 
     def _weigh_health(self, known: _Known, news: News) -> Health | None:
         rules = {"fall": self._settings.fall, "rise": self._settings.rise}
@@ -327,11 +333,14 @@ class Refresher:
                 gone.append(Learned(backend_id, holdings=(), loaded=()))
         return gone
 
-    def _follow_backends(self, *, start: bool) -> None:
+    def _follow_backends(self) -> None:
         """Where the registry's catalogue moved: read it, start and stop pollers, hydrate."""
-        if self._registry.generation() == self._fleet.generation:
+        if self._registry.generation()[0] == self._fleet.generation[0]:
             return
         self._fleet = build(self._registry.snapshot(self._settings.fleet), self._fleet)
+        for member in self._fleet.members:
+            # Go on from what an earlier refresher wrote.
+            self._known.setdefault(member.backend.id, _Known(Verdict(member.health.state), member.health))
         wanted = {member.backend.id: member.backend for member in self._fleet.members}
         for backend_id, poller in list(self._pollers.items()):
             if wanted.get(backend_id) != poller.backend:
@@ -341,7 +350,7 @@ class Refresher:
         for backend_id, backend in wanted.items():
             if backend_id not in self._pollers:
                 self._pollers[backend_id] = Poller(backend, self._settings, self._news.put)
-                if start:
+                if self._polls:
                     self._pollers[backend_id].start()
         self._hydrator.follow(self._fleet)
 

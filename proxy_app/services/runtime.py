@@ -81,6 +81,10 @@ def show_cache(gate: RedisGate, settings: Settings) -> ShowCache:
     return ShowCache(gate, settings.redis_prefix, settings.show_cache_bytes)
 
 
+# Longer than a migration by another process, shorter than anybody wants to wait for a first answer.
+BOOT_BUSY_S = 2.0
+
+
 def open_registry(settings: Settings) -> None:
     """Migrate the registry and import the environment's backends.
 
@@ -90,20 +94,23 @@ def open_registry(settings: Settings) -> None:
         RegistryTooNew: it was written by a newer version; going on could damage it.
     """
     try:
-        prepare_registry(settings)
+        prepare_registry(settings, BOOT_BUSY_S)
     except RegistryTooNew:
         raise
     except RegistryAway as exc:
         log.error("%s", exc)
 
 
-def prepare_registry(settings: Settings) -> list[str]:
+def prepare_registry(settings: Settings, busy_s: float = 10.0) -> list[str]:
     """Migrate the registry and import the environment's backends; returns the migrations that ran.
+
+    Args:
+        busy_s: how long to wait for another process that writes.
 
     Raises:
         RegistryAway: it cannot be used.
     """
-    registry = Registry(settings.data_dir, busy_s=10.0)
+    registry = Registry(settings.data_dir, busy_s=busy_s)
     try:
         applied = registry.migrate()
         for warning in registry.import_backends(settings.fleet):
