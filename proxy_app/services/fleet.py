@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,7 @@ class FleetReloader:
         self._native = NativeThread()
         self._registry: Registry | None = None
         self._seen: int | None = None
+        self._confirmed_s = time.monotonic()
         self._complaint = ""
         self._stop = threading.Event()
         self._listeners: list[Callable[[Fleet], None]] = []
@@ -102,6 +104,11 @@ class FleetReloader:
         """Load once, so that the first request finds a Fleet, then watch."""
         self._reload()
         self._thread.start()
+
+    @property
+    def age_s(self) -> int:
+        """Whole seconds since the refresher last showed that it keeps the Fleet current."""
+        return int(time.monotonic() - self._confirmed_s)
 
     def on_change(self, listener: Callable[[Fleet], None]) -> None:
         self._listeners.append(listener)
@@ -145,4 +152,5 @@ class FleetReloader:
         if self._registry.generation() != self.fleet.generation:
             fresh = build(self._registry.snapshot(self._configured), self.fleet)
         self._seen = seen
+        self._confirmed_s = time.monotonic()
         return fresh

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from proxy_app.errors import ConfigError
 from proxy_app.settings import Settings
 from proxy_app.store.redis import private_socket
 
@@ -54,7 +56,20 @@ def make_room(settings: Settings) -> None:
     """Prepare the socket's folder, and remove a socket that a killed server left behind."""
     path = private_socket(settings.data_dir)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.parent != settings.data_dir.resolve():
+        _check_private(path.parent)
     path.unlink(missing_ok=True)
+
+
+def _check_private(folder: Path) -> None:
+    """The short folder's name can be guessed: somebody else may have made it first.
+
+    Raises:
+        ConfigError: it is not ours alone.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError([f"DATA_DIR: its path is too long for a socket, and {folder} belongs to somebody else"])
 
 
 def _is_new_enough(path: str) -> bool:

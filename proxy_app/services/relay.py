@@ -45,6 +45,8 @@ access = logging.getLogger("caravan.access")
 WHOLE_BYTES = 1 << 20
 # Enough of an error answer to compare and to pass on.
 ERROR_BYTES = 256 << 10
+# A first record longer than this is no error record.
+RECORD_BYTES = 64 << 10
 _STREAMS = ("application/x-ndjson", "text/event-stream")
 
 
@@ -220,8 +222,8 @@ class Relay:
         if upstream.status >= 300:
             return self._judge_error(search, lease, upstream)
         streams = upstream.content_type.startswith(_STREAMS)
-        first = upstream.read() if streams else upstream.read_up_to(WHOLE_BYTES)
-        if streams and _is_error_record(first):
+        first = _first_record(upstream) if streams else upstream.read_up_to(WHOLE_BYTES)
+        if _is_error_record(first):
             kept = _Kept(lease.backend_id, Verdict.FAILED, upstream.status, upstream.reason, upstream.headers, first)
             return self._judge_failure(search, lease, kept)
         self._breakers.succeeded(lease.backend_id)
@@ -416,8 +418,17 @@ def _give_back(lease: Lease, upstream: Upstream | None) -> None:
     lease.release()
 
 
+def _first_record(upstream: Upstream) -> bytes:
+    """A stream's beginning, up to the end of its first record wherever the reads cut it."""
+    end = b"\n\n" if upstream.content_type.startswith("text/event-stream") else b"\n"
+    first = upstream.read()
+    while end not in first and len(first) < RECORD_BYTES and (piece := upstream.read()):
+        first += piece
+    return first
+
+
 def _is_error_record(first: bytes) -> bool:
-    """Does a stream begin with an error? Ollama's NDJSON form, and the events of both other dialects."""
+    """Does an answer with a good status begin with an error? Ollama's NDJSON form, and the events of both other dialects."""
     head = first[:64].lstrip()
     return head.startswith((b'{"error"', b'data: {"error"', b"event: error"))
 

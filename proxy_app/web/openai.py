@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, request
 
 from proxy_app.web.relayed import relayed
-from proxy_app.web.respond import Raw, listing_answer, runtime
+from proxy_app.web.respond import Raw, from_memory, listing_answer, runtime
 
 blueprint = Blueprint("openai", __name__, url_prefix="/v1")
 
@@ -27,4 +27,4 @@ def models() -> Raw:
 @blueprint.get("/models/<path:name>")
 def model(name: str) -> Raw:
     body = runtime().catalog.model(name)
-    return Raw(body, 200, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return Raw(body, 200, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *from_memory()])

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import cast
 
 from flask import Flask, Request, Response, current_app, g, request
+from werkzeug.exceptions import HTTPException
 
 from proxy_app.dialects.errors import JSON, Dialect, error_body
 from proxy_app.domain import Listing
@@ -39,9 +40,14 @@ def text_answer(body: bytes, status: int = 200, headers: Iterable[tuple[str, str
     return Raw(body, status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), *headers])
 
 
+def from_memory() -> list[tuple[str, str]]:
+    """The headers of an answer that comes from the Fleet; Age grows only while nobody refreshes it."""
+    return [("X-Caravan-Cache", "hit"), ("Age", str(runtime().reloader.age_s))]
+
+
 def listing_answer(listing: Listing, asked: Request, content_type: str = JSON) -> Raw:
     """A finished listing, or 304 where the client has it already (RFC 9110 §13.1.2)."""
-    headers = [("ETag", listing.etag), ("Cache-Control", "no-cache"), ("X-Caravan-Cache", "hit")]
+    headers = [("ETag", listing.etag), ("Cache-Control", "no-cache"), *from_memory()]
     if asked.headers.get("If-None-Match") and asked.if_none_match.contains_weak(listing.etag.strip('"')):
         return Raw(b"", 304, headers)
     body = listing.body
@@ -71,6 +77,12 @@ def register_errors(app: Flask) -> None:
     @app.errorhandler(RequestError)
     def refused(error: RequestError) -> Raw:
         return error_answer(error, dialect_of(request.path))
+
+    @app.errorhandler(HTTPException)
+    def refused_by_the_framework(error: HTTPException) -> Raw:
+        """What Werkzeug refuses before a view is reached, such as a Host that is none."""
+        body = error_body(dialect_of(request.path), error.code or 400, error.name, g.get("request_id", ""))
+        return json_answer(body, error.code or 400)
 
     @app.errorhandler(Exception)
     def broken(error: Exception) -> Raw:

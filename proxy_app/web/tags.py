@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, request
 
 from proxy_app.dialects import ollama
-from proxy_app.web.respond import Raw, json_answer, listing_answer, runtime, text_answer
+from proxy_app.web.respond import Raw, from_memory, json_answer, listing_answer, runtime, text_answer
 
 blueprint = Blueprint("tags", __name__)
 
@@ -17,7 +17,7 @@ def running() -> Raw:
 
 @blueprint.get("/api/version")
 def version() -> Raw:
-    return json_answer(ollama.version(runtime().reloader.fleet.version))
+    return json_answer(ollama.version(runtime().reloader.fleet.version), headers=from_memory())
 
 
 @blueprint.get("/api/tags")
@@ -27,4 +27,4 @@ def tags() -> Raw:
 
 @blueprint.get("/api/ps")
 def loaded() -> Raw:
-    return json_answer(runtime().reloader.fleet.loaded)
+    return json_answer(runtime().reloader.fleet.loaded, headers=from_memory())
