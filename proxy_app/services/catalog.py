@@ -69,7 +69,7 @@ class Catalog:
             ModelRequired, InvalidModelName, ModelNotFound, CloudDisabled, Unavailable.
         """
         name = parse_name(query.model)
-        fleet = self._reloader.fleet
+        fleet = self._reloader.discovered()
         if name.is_cloud:
             return self._show_cloud(fleet, name, query, raw_body)
         self._check_known(fleet, name)
@@ -85,7 +85,7 @@ class Catalog:
             As `show`.
         """
         name = parse_name(text)
-        fleet = self._reloader.fleet
+        fleet = self._reloader.discovered()
         if name.is_cloud:
             document = json.loads(self._show_cloud(fleet, name, ShowQuery(text), b"").body)
         else:

@@ -21,6 +21,9 @@ from proxy_app.store.threads import NativeThread
 
 log = logging.getLogger(__name__)
 
+# How long a request waits for the first look at the backends.
+DISCOVERY_S = 1.0
+
 
 def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
     """Build a Fleet; where the catalogue's generation did not move, `before`'s finished listings are kept."""
@@ -95,6 +98,7 @@ class FleetReloader:
         self._registry: Registry | None = None
         self._seen: int | None = None
         self._confirmed_s = time.monotonic()
+        self._discovered = threading.Event()
         self._complaint = ""
         self._stop = threading.Event()
         self._listeners: list[Callable[[Fleet], None]] = []
@@ -104,6 +108,13 @@ class FleetReloader:
         """Load once, so that the first request finds a Fleet, then watch."""
         self._reload()
         self._thread.start()
+
+    def discovered(self) -> Fleet:
+        """The Fleet; before the backends were looked at once, wait a moment for that (this worker may be the
+        last to hear of it)."""
+        if not self.fleet.discovered:
+            self._discovered.wait(DISCOVERY_S)
+        return self.fleet
 
     @property
     def age_s(self) -> int:
@@ -138,6 +149,8 @@ class FleetReloader:
         self._complaint = ""
         if fresh is not None:
             self.fleet = fresh
+            if fresh.discovered:
+                self._discovered.set()
             for listener in self._listeners:
                 listener(fresh)
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import queue
-import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy_app.domain import Backend, Digest, Fleet, Health, Holding, parse_listed
-from proxy_app.errors import CacheAway, Fenced, InvalidModelName, RegistryAway, UpstreamError, UpstreamTimeout
+from proxy_app.domain import Digest, Fleet, Health, Holding, parse_listed
+from proxy_app.errors import CacheAway, Fenced, InvalidModelName, RegistryAway, UpstreamTimeout
 from proxy_app.routing.health import Verdict, judge
 from proxy_app.services.fleet import build
 from proxy_app.services.hydrate import Hydrator
+from proxy_app.services.poller import News, Poller
 from proxy_app.services.role import Role
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
@@ -32,106 +32,9 @@ from proxy_app.upstream.probe import Prober
 log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
-# Documents that nobody asked for within this time are not hydrated at start (DESIGN §5).
+# Documents that nobody asked for within this time are not hydrated at start.
 ASKED_S = 7 * 86400
 SWEEP_S = 30.0
-JITTER = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What one poll brought. `error` None: it went well; other None fields were not asked for."""
-
-    backend_id: int
-    url: str
-    error: str | None = None
-    is_probe: bool = True
-    latency_s: float | None = None
-    tags: list[dict[str, Any]] | None = None
-    loaded: list[dict[str, Any]] | None = None
-    version: str | None = None
-    cloud_disabled: bool | None = None
-
-
-class Poller:
-    """Two threads that poll one backend until they are stopped."""
-
-    def __init__(self, backend: Backend, settings: Settings, report: Callable[[News], None]) -> None:
-        self.backend = backend
-        self._settings, self._report = settings, report
-        self._stop = threading.Event()
-        self._failing = True
-        self._slow_due = 0.0
-        self._asked_at: float | None = None
-        self._threads = [
-            threading.Thread(target=self._loop, args=(poll,), name=f"{name} {backend.name}", daemon=True)
-            for name, poll in (("probe", self.probe), ("ps", self.ask_loaded))
-        ]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def hung_s(self, now: float) -> float:
-        """How long the present probe has been waiting for its answer."""
-        asked_at = self._asked_at
-        return 0.0 if asked_at is None else now - asked_at
-
-    def probe(self, prober: Prober) -> News:
-        """Ask for the listing, and now and then for the version and the cloud switch."""
-        started = self._asked_at = time.monotonic()
-        try:
-            tags = prober.tags()
-            latency = time.monotonic() - started
-            news = News(self.backend.id, self.backend.url, tags=tags, latency_s=latency)
-            news = self._ask_slow(prober, news)
-        except UpstreamError as exc:
-            news = News(self.backend.id, self.backend.url, error=str(exc))
-        finally:
-            self._asked_at = None
-        self._failing = news.error is not None
-        return news
-
-    def ask_loaded(self, prober: Prober) -> News:
-        if self._failing:
-            return News(self.backend.id, self.backend.url, is_probe=False)
-        try:
-            return News(self.backend.id, self.backend.url, is_probe=False, loaded=prober.loaded())
-        except UpstreamError as exc:
-            log.debug("%s: %s", self.backend.name, exc)
-            return News(self.backend.id, self.backend.url, is_probe=False)
-
-    def _ask_slow(self, prober: Prober, news: News) -> News:
-        if time.monotonic() < self._slow_due:
-            return news
-        interval = self._settings.slow_poll_interval_s
-        self._slow_due = time.monotonic() + interval if interval else float("inf")
-        try:
-            return replace(news, version=prober.version(), cloud_disabled=prober.cloud_disabled())
-        except UpstreamError as exc:
-            # An old server has no /api/status; the listing has already shown that it lives.
-            log.debug("%s: %s", self.backend.name, exc)
-            return news
-
-    def _loop(self, poll: Callable[[Prober], News]) -> None:
-        prober = Prober(self.backend, self._settings.connect_timeout_s, self._settings.poll_timeout_s)
-        try:
-            while not self._stop.is_set():
-                news = poll(prober)
-                if not self._stop.is_set():
-                    self._report(news)
-                self._stop.wait(self._pause(news))
-        finally:
-            prober.close()
-
-    def _pause(self, news: News) -> float:
-        settings = self._settings
-        calm = news.error is None and not (self._failing and not news.is_probe)
-        interval = settings.poll_interval_s if calm else settings.down_poll_interval_s
-        return interval * random.uniform(1 - JITTER, 1 + JITTER)
 
 
 @dataclass(slots=True)
@@ -300,7 +203,8 @@ class Refresher:
             return None
         if new.state != old.state:
             name = self._pollers[news.backend_id].backend.name
-            log.warning("backend %s is %s%s", name, new.state, f": {news.error}" if news.error else "")
+            level = logging.WARNING if state == "down" else logging.INFO
+            log.log(level, "backend %s is %s%s", name, state, f": {news.error}" if news.error else "")
             new = replace(new, latency_s=news.latency_s)
         known.health = new
         return new
@@ -337,7 +241,9 @@ class Refresher:
         """Where the registry's catalogue moved: read it, start and stop pollers, hydrate."""
         if self._registry.generation()[0] == self._fleet.generation[0]:
             return
-        self._fleet = build(self._registry.snapshot(self._settings.fleet), self._fleet)
+        before = self._fleet
+        self._fleet = build(self._registry.snapshot(self._settings.fleet), before)
+        self._prune(before)
         for member in self._fleet.members:
             # Go on from what an earlier refresher wrote.
             self._known.setdefault(member.backend.id, _Known(Verdict(member.health.state), member.health))
@@ -354,15 +260,21 @@ class Refresher:
                     self._pollers[backend_id].start()
         self._hydrator.follow(self._fleet)
 
+    def _prune(self, before: Fleet) -> None:
+        """Drop the documents of models that nobody holds any more. What was never seen here may be others'."""
+        try:
+            self._cache.drop(before.holders.keys() - self._fleet.holders.keys())
+        except CacheAway:
+            log.debug("not pruned; the least recently used make room in time")
+
     def _sweep(self) -> None:
-        """Now and then: prune the cache, look for documents that got lost, remember what was asked for."""
+        """Now and then: look for documents that got lost, remember what was asked for."""
         if time.monotonic() - self._swept_s < SWEEP_S:
             return
         self._swept_s = time.monotonic()
         before = unix_now() - ASKED_S
         try:
             asked = self._cache.take_asked()
-            self._cache.keep_only(self._fleet.holders)
         except CacheAway:
             asked = {}
         self._registry.note_asked(self._role.epoch, asked, before)

@@ -1,29 +1,22 @@
 """Inference requests: sent to a live backend that hosts the model, failed over until the first byte, then relayed.
 
-The order of things is DESIGN §6: candidates, a lease, an attempt, a probe of the answer's first chunk; nothing
+The order of things: candidates, a lease, an attempt, a probe of the answer's first chunk; nothing
 reaches the client before that chunk is there and is not an error.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from proxy_app.dialects.errors import error_record
 from proxy_app.dialects.inference import CLOUD_DISABLED, InferenceRoute
 from proxy_app.domain import Fleet, ModelName, parse_name
 from proxy_app.errors import (
     AllFailed,
     ClientGone,
     RequestError,
-    Truncated,
     Unavailable,
     Unreachable,
     UpstreamError,
@@ -33,74 +26,21 @@ from proxy_app.routing import policy
 from proxy_app.routing.retry import Verdict, weigh
 from proxy_app.services.breakers import Breakers
 from proxy_app.services.fleet import FleetReloader
+from proxy_app.services.relayed import Answer, Client, RelayBody, Trace, give_back
 from proxy_app.store.leases import Lease, LeaseKeeper
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
 from proxy_app.upstream.headers import to_client
 from proxy_app.upstream.stream import Upstream
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("caravan.access")
 
-# Answers up to this are read whole, so that one that is cut fails over (DESIGN §6).
+# Answers up to this are read whole, so that one that is cut fails over.
 WHOLE_BYTES = 1 << 20
 # Enough of an error answer to compare and to pass on.
 ERROR_BYTES = 256 << 10
 # A first record longer than this is no error record.
 RECORD_BYTES = 64 << 10
 _STREAMS = ("application/x-ndjson", "text/event-stream")
-
-
-class Client(Protocol):
-    """The client's side of one request, as the web layer provides it."""
-
-    def watch(self) -> AbstractContextManager[None]:
-        """While inside, a hang-up raises `ClientGone` in the middle of whatever is waited for."""
-
-    @property
-    def chunked_socket(self) -> socket.socket | None:
-        """The client's socket, where the answer goes out in chunks and may be written directly."""
-
-
-@dataclass(slots=True)
-class Trace:
-    """What happened to one request: the fields of its log line. Times in seconds."""
-
-    request_id: str
-    route: str
-    model: str = ""
-    status: int = 0
-    outcome: str = "refused"
-    attempts: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    first_byte_s: float | None = None
-
-    def write(self) -> None:
-        if not access.isEnabledFor(logging.INFO):
-            return
-        total = time.monotonic() - self.started
-        first = self.first_byte_s
-        fields = {
-            "request_id": self.request_id,
-            "route": self.route,
-            "model": self.model,
-            "status": self.status,
-            "outcome": self.outcome,
-            "attempts": self.attempts,
-            "first_byte_s": None if first is None else round(first, 4),
-            "total_s": round(total, 4),
-        }
-        access.info("relayed", extra={"fields": fields})
-
-
-@dataclass(slots=True)
-class Answer:
-    """What goes to the client: a head, and a body that is whole or streams. `close` gives everything back."""
-
-    status: int
-    reason: str
-    headers: list[tuple[str, str]]
-    body: Iterator[bytes] | bytes = b""
-    close: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -160,7 +100,7 @@ class Relay:
             ClientGone: the client hung up.
         """
         trace = Trace(call.request_id, route.path, model)
-        fleet = self._reloader.fleet
+        fleet = self._reloader.discovered()
         try:
             search = self._search(fleet, route, call, model, trace)
             with client.watch():
@@ -203,7 +143,7 @@ class Relay:
             upstream = self._upstream.send(backend, search.call, self._limits)
             answer = self._judge(search, lease, upstream, client)
         except UpstreamTimeout as exc:
-            _give_back(lease, upstream)
+            give_back(lease, upstream)
             self._breakers.failed(backend.id)
             raise _TimedOut(f"the backend did not begin to answer within {self._limits.first_byte_s:g} s") from exc
         except UpstreamError as exc:
@@ -211,10 +151,10 @@ class Relay:
             self._breakers.failed(backend.id, refused=isinstance(exc, Unreachable))
             answer = None
         except BaseException:
-            _give_back(lease, upstream)
+            give_back(lease, upstream)
             raise
         if answer is None:
-            _give_back(lease, upstream)
+            give_back(lease, upstream)
         return answer
 
     def _judge(self, search: _Search, lease: Lease, upstream: Upstream, client: Client) -> Answer | None:
@@ -264,7 +204,7 @@ class Relay:
 
     def _finished(self, search: _Search, lease: Lease, upstream: Upstream | None, kept: _Kept) -> Answer:
         """An answer that is complete in memory."""
-        _give_back(lease, upstream)
+        give_back(lease, upstream)
         self._count_failures(search)
         search.trace.status, search.trace.outcome = kept.status, "passed_on"
         search.trace.write()
@@ -274,7 +214,7 @@ class Relay:
         self._count_failures(search)
         headers = to_client(upstream.headers)
         if upstream.is_complete:
-            _give_back(lease, upstream)
+            give_back(lease, upstream)
             search.trace.outcome = "complete"
             search.trace.write()
             return Answer(upstream.status, upstream.reason, _with_length(upstream.headers, first), first)
@@ -301,83 +241,6 @@ class Relay:
 class _TimedOut(RequestError):
     status = 504
     code = "upstream_timeout"
-
-
-class RelayBody(Iterator[bytes]):
-    """The body of an answer that streams: its probed first piece, then the rest as it comes.
-
-    `close` is idempotent and gives back the lease and the connection; the server calls it whatever happens.
-    """
-
-    def __init__(
-        self,
-        route: InferenceRoute,
-        trace: Trace,
-        lease: Lease,
-        upstream: Upstream,
-        first: bytes,
-        client: Client,
-        breakers: Breakers,
-    ) -> None:
-        self._route, self._trace, self._lease, self._upstream = route, trace, lease, upstream
-        self._first, self._client, self._breakers = first, client, breakers
-        self._tail = first
-        self._ended = False
-        self._closed = False
-        trace.outcome = "client_gone"
-
-    def __next__(self) -> bytes:
-        if self._first:
-            first, self._first = self._first, b""
-            return first
-        if self._ended:
-            raise StopIteration
-        try:
-            piece = self._move()
-        except Truncated as exc:
-            return self._broken(exc)
-        if not piece:
-            self._end("complete")
-            raise StopIteration
-        return piece
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        _give_back(self._lease, self._upstream)
-        self._trace.write()
-
-    def _move(self) -> bytes:
-        """The next piece; b"" when the rest went straight from socket to socket, or there is none."""
-        sink = self._client.chunked_socket if self._upstream.length is None else None
-        if sink is None or not self._upstream.can_pump(sink):
-            piece = self._upstream.read()
-            self._tail = piece or self._tail
-            return piece
-        try:
-            self._upstream.pump(sink)
-        except Truncated as exc:
-            self._tail = exc.tail or self._tail
-            raise
-        except ClientGone:
-            raise _hang_up("the client hung up") from None
-        return b""
-
-    def _broken(self, exc: Truncated) -> bytes:
-        """Say in the stream that it broke; where its framing has no room for that, break the connection."""
-        log.warning("%s: cut by %s: %s", self._trace.request_id, self._trace.attempts[-1], exc)
-        self._breakers.failed(self._lease.backend_id)
-        self._end("cut")
-        message = "the backend's answer was cut off: please try again"
-        record = error_record(self._route.dialect, self._upstream.content_type, message, self._tail[-2:])
-        if record is None:
-            raise _hang_up("the backend's answer was cut off") from exc
-        return record
-
-    def _end(self, outcome: str) -> None:
-        self._ended = True
-        self._trace.outcome = outcome
 
 
 def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str) -> list[policy.Tier]:
@@ -407,17 +270,6 @@ def _cloud_candidates(fleet: Fleet) -> list[policy.Tier]:
     raise Unavailable("no backend that may use the cloud is up")
 
 
-def _hang_up(why: str) -> BrokenPipeError:
-    """What makes the server close a connection without a word, and without an end of the body."""
-    return BrokenPipeError(errno.EPIPE, why)
-
-
-def _give_back(lease: Lease, upstream: Upstream | None) -> None:
-    if upstream is not None:
-        upstream.close()
-    lease.release()
-
-
 def _first_record(upstream: Upstream) -> bytes:
     """A stream's beginning, up to the end of its first record wherever the reads cut it."""
     end = b"\n\n" if upstream.content_type.startswith("text/event-stream") else b"\n"
@@ -428,7 +280,7 @@ def _first_record(upstream: Upstream) -> bytes:
 
 
 def _is_error_record(first: bytes) -> bool:
-    """Does an answer with a good status begin with an error? Ollama's NDJSON form, and the events of both other dialects."""
+    """Does an answer with a good status begin with an error, in the form of any dialect?"""
     head = first[:64].lstrip()
     return head.startswith((b'{"error"', b'data: {"error"', b"event: error"))
 

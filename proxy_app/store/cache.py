@@ -66,14 +66,11 @@ class ShowCache:
         args = [entry.digest, repr(entry.stored_at), size, b"" if big else entry.body, self._budget]
         self._gate.run(lambda client: _PUT(client, keys, args))
 
-    def keep_only(self, canonicals: Iterable[str]) -> int:
+    def drop(self, canonicals: Iterable[str]) -> int:
         """Drop the documents of local models that nobody holds any more; returns how many."""
-        held = set(canonicals)
-        documents = self._gate.run(lambda client: client.zrange(self._lru, 0, -1))
-        gone = [d for d in documents if self._is_orphan(d.decode(), held)]
-        if gone:
-            return int(self._gate.run(lambda client: _DROP(client, [self._lru, self._sizes], gone)))
-        return 0
+        keys = [ShowKey("local", canonical, verbose) for canonical in canonicals for verbose in (False, True)]
+        gone = [self._document(key) for key in keys]
+        return int(self._gate.run(lambda client: _DROP(client, [self._lru, self._sizes], gone))) if gone else 0
 
     def size_bytes(self) -> tuple[int, int]:
         """(documents, bytes) in the cache."""
@@ -143,8 +140,3 @@ class ShowCache:
 
     def _take(self, name: str, token: str, ttl_ms: int) -> bool:
         return bool(self._gate.run(lambda client: client.set(name, token, nx=True, px=ttl_ms)))
-
-    def _is_orphan(self, document: str, held: set[str]) -> bool:
-        key = document.removeprefix(f"{self._root}:doc:")
-        space, _, rest = key.partition(":")
-        return space == "local" and rest.rpartition(":")[0] not in held

@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 from sqlite_utils import Database
 
-from proxy_app.domain import Backend, Digest, Health, Holding
+from proxy_app.domain import Backend, Health, Holding
 from proxy_app.errors import Fenced, RegistryAway, RegistryTooNew
 from proxy_app.settings import BackendSettings
-from proxy_app.store import migrations
+from proxy_app.store import migrations, rows
 
 FILE = "caravan.db"
 ROLE = "refresher"
-# A refresher whose last beat is older has stopped (DESIGN: heartbeat older than 10 s is taken over).
+# A refresher whose last beat is older has stopped.
 STALE_S = 10.0
 
 Part = Literal["catalogue", "volatile"]
@@ -100,11 +100,11 @@ class Registry:
         """Read everything. Tokens of environment rows come from `configured`: they are never stored."""
         secrets = {backend.name: backend for backend in configured}
         with self._mapped(), self._db.atomic():
-            rows = self._db.table("backends").rows_where(order_by="COALESCE(priority, place), place, id")
+            found = self._db.table("backends").rows_where(order_by="COALESCE(priority, place), place, id")
             return Snapshot(
-                backends=tuple(_backend(row, secrets) for row in rows),
-                health={row["backend_id"]: _health(row) for row in self._db.table("health").rows},
-                holdings=tuple(map(_holding, self._db.table("models").rows)),
+                backends=tuple(rows.backend(row, secrets) for row in found),
+                health={row["backend_id"]: rows.health(row) for row in self._db.table("health").rows},
+                holdings=tuple(map(rows.holding, self._db.table("models").rows)),
                 loaded=tuple((row["backend_id"], json.loads(row["item"])) for row in self._db.table("loaded").rows),
                 generation=self.generation(),
             )
@@ -132,8 +132,8 @@ class Registry:
     def asked(self, since: float) -> dict[str, str]:
         """Keys of show documents that somebody asked for since then, with the name as it was asked."""
         with self._mapped():
-            rows = self._db.table("asked").rows_where("asked_at >= ?", [since])
-            return {row["key"]: row["name"] for row in rows}
+            found = self._db.table("asked").rows_where("asked_at >= ?", [since])
+            return {row["key"]: row["name"] for row in found}
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -144,14 +144,14 @@ class Registry:
         """
         warnings: list[str] = []
         with self._writing():
-            rows = {row["name"]: row for row in self._db.table("backends").rows}
+            stored = {row["name"]: row for row in self._db.table("backends").rows}
             for place, backend in enumerate(configured):
-                row = rows.get(backend.name)
+                row = stored.get(backend.name)
                 if row and row["origin"] == "operator":
                     warnings.append(f"the backend {backend.name!r} of the environment replaces the operator's")
                 self._put_backend(backend, place, row)
             named = {backend.name for backend in configured}
-            for row in rows.values():
+            for row in stored.values():
                 if row["origin"] == "env" and row["name"] not in named:
                     self._drop_backend(row["id"])
         return warnings
@@ -204,16 +204,16 @@ class Registry:
 
     def note_asked(self, epoch: int, asked: Mapping[str, tuple[str, float]], before: float) -> None:
         """Remember which documents were asked for and when; drop what nobody asked for since `before`."""
-        rows = [{"key": key, "name": name, "asked_at": at} for key, (name, at) in asked.items()]
+        noted = [{"key": key, "name": name, "asked_at": at} for key, (name, at) in asked.items()]
         with self._writing(epoch):
-            self._db.table("asked").upsert_all(rows, pk="key")
+            self._db.table("asked").upsert_all(noted, pk="key")
             self._db.execute("DELETE FROM asked WHERE asked_at < ?", [before])
 
     # -- inside ------------------------------------------------------------------------------------
 
     def _learn(self, news: Learned) -> None:
         if news.health is not None:
-            row = _health_row(news.backend_id, news.health)
+            row = rows.health_row(news.backend_id, news.health)
             old = next(self._db.table("health").rows_where("backend_id = ?", [news.backend_id]), None)
             self._db.table("health").upsert(row, pk="backend_id")
             self._bump("volatile")
@@ -221,19 +221,19 @@ class Registry:
             if old is None or old["state"] != news.health.state:
                 self._bump("catalogue")
         if news.holdings is not None:
-            self._replace("models", news.backend_id, [_holding_row(held) for held in news.holdings])
+            self._replace("models", news.backend_id, [rows.holding_row(held) for held in news.holdings])
             self._bump("catalogue")
         if news.loaded is not None:
-            rows = [_loaded_row(news.backend_id, place, item) for place, item in enumerate(news.loaded)]
-            self._replace("loaded", news.backend_id, rows)
+            loaded = [rows.loaded_row(news.backend_id, place, item) for place, item in enumerate(news.loaded)]
+            self._replace("loaded", news.backend_id, loaded)
             self._bump("volatile")
 
-    def _replace(self, table: str, backend_id: int, rows: Sequence[dict[str, Any]]) -> None:
+    def _replace(self, table: str, backend_id: int, fresh: Sequence[dict[str, Any]]) -> None:
         self._db.table(table).delete_where("backend_id = ?", [backend_id])
-        self._db.table(table).insert_all(rows)
+        self._db.table(table).insert_all(fresh)
 
     def _put_backend(self, backend: BackendSettings, place: int, old: Mapping[str, Any] | None) -> None:
-        row = _backend_row(backend, place)
+        row = rows.backend_row(backend, place)
         if old is None:
             self._db.table("backends").insert(row)
         elif any(old[key] != value for key, value in row.items()):
@@ -310,80 +310,3 @@ def _make_private(data_dir: Path, path: Path) -> None:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-
-
-def _backend_row(backend: BackendSettings, place: int) -> dict[str, Any]:
-    return {
-        "name": backend.name,
-        "url": backend.url,
-        "priority": backend.priority,
-        "place": place,
-        "slots": backend.slots,
-        "kind": backend.kind,
-        "cloud": None if backend.cloud is None else int(backend.cloud),
-        "origin": "env",
-    }
-
-
-def _backend(row: Mapping[str, Any], configured: Mapping[str, BackendSettings]) -> Backend:
-    from_env = configured.get(row["name"]) if row["origin"] == "env" else None
-    return Backend(
-        id=row["id"],
-        name=row["name"],
-        url=row["url"],
-        priority=row["place"] if row["priority"] is None else row["priority"],
-        slots=row["slots"],
-        kind=row["kind"],
-        cloud=None if row["cloud"] is None else bool(row["cloud"]),
-        origin=row["origin"],
-        draining=bool(row["draining"]),
-        headers=from_env.headers if from_env else tuple(json.loads(row["headers"]).items()),
-        auth_token=from_env.auth_token if from_env else row["auth_token"],
-    )
-
-
-def _health(row: Mapping[str, Any]) -> Health:
-    return Health(
-        state=row["state"],
-        since=row["since"],
-        version=row["version"],
-        cloud_disabled=None if row["cloud_disabled"] is None else bool(row["cloud_disabled"]),
-        latency_s=row["latency_s"],
-        error=row["error"],
-    )
-
-
-def _health_row(backend_id: int, health: Health) -> dict[str, Any]:
-    return {
-        "backend_id": backend_id,
-        "state": health.state,
-        "since": health.since,
-        "version": health.version,
-        "cloud_disabled": health.cloud_disabled,
-        "latency_s": health.latency_s,
-        "error": health.error,
-    }
-
-
-def _holding(row: Mapping[str, Any]) -> Holding:
-    return Holding(
-        backend_id=row["backend_id"],
-        canonical=row["canonical"],
-        name=row["name"],
-        digest=Digest(row["digest"]),
-        item=json.loads(row["item"]),
-    )
-
-
-def _holding_row(held: Holding) -> dict[str, Any]:
-    return {
-        "backend_id": held.backend_id,
-        "canonical": held.canonical,
-        "name": held.name,
-        "digest": held.digest,
-        "item": json.dumps(held.item),
-    }
-
-
-def _loaded_row(backend_id: int, place: int, item: Mapping[str, Any]) -> dict[str, Any]:
-    return {"backend_id": backend_id, "canonical": f"{place}:{item.get('name')}", "item": json.dumps(item)}

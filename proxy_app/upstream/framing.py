@@ -18,16 +18,16 @@ _LONGEST_TRAILER = 16384
 
 
 class Framing(Protocol):
-    """One body's decoder. `done` says that the body is complete."""
+    """One body's decoder.
+
+    `done`: the body is complete. `failure`: it broke; what was whole before that has been given out.
+    """
 
     done: bool
+    failure: Truncated | None
 
     def feed(self, data: bytes) -> bytes:
-        """Take what a read gave; returns the payload in it.
-
-        Raises:
-            Truncated: the bytes are no body of this framing.
-        """
+        """Take what a read gave; returns the payload in it, up to where it breaks the framing (see `failure`)."""
 
     def end(self) -> None:
         """The backend closed the connection.
@@ -47,6 +47,7 @@ class Chunked:
 
     def __init__(self) -> None:
         self.done = False
+        self.failure: Truncated | None = None
         self._held = b""
         self._left = 0
         self._in_trailer = False
@@ -76,7 +77,15 @@ class Chunked:
         """Any cut of the bytes. `_left` counts what is missing of the present chunk, its CRLF included."""
         data = self._held + data
         self._held = b""
-        place, payload = 0, list[bytes]()
+        payload: list[bytes] = []
+        try:
+            self._decode(data, payload)
+        except Truncated as exc:
+            self.failure = exc
+        return b"".join(payload)
+
+    def _decode(self, data: bytes, payload: list[bytes]) -> None:
+        place = 0
         while place < len(data) and not self.done:
             if self._in_trailer:
                 place = self._trailer(data, place)
@@ -86,7 +95,6 @@ class Chunked:
                 place = self._size_line(data, place)
         if self.done and place < len(data):
             raise Truncated("bytes follow the end of the answer")
-        return b"".join(payload)
 
     def _inside(self, data: bytes, place: int, payload: list[bytes]) -> int:
         piece = data[place : place + self._left]
@@ -133,12 +141,14 @@ class Sized:
     """A body of known length."""
 
     def __init__(self, length: int) -> None:
+        self.failure: Truncated | None = None
         self._left = length
         self.done = length == 0
 
     def feed(self, data: bytes) -> bytes:
         if len(data) > self._left:
-            raise Truncated("the answer is longer than its Content-Length")
+            self.failure = Truncated("the answer is longer than its Content-Length")
+            return b""
         self._left -= len(data)
         self.done = self._left == 0
         return data
@@ -156,6 +166,7 @@ class UntilClose:
 
     def __init__(self) -> None:
         self.done = False
+        self.failure: Truncated | None = None
         self._tail = b""
 
     def feed(self, data: bytes) -> bytes:

@@ -67,6 +67,8 @@ class Upstream:
             Truncated: the body was cut, broke its framing, or was silent for too long.
         """
         while not self._framing.done:
+            if self._framing.failure is not None:
+                raise self._framing.failure
             try:
                 data = self._http.fp.read1(READ_BYTES)
             except TimeoutError as exc:
@@ -180,7 +182,9 @@ class _Pump:
         except OSError as exc:
             self._finish(Truncated(f"the connection broke: {exc}"))
         else:
-            if self._framing.done and not self._pending:
+            if self._framing.failure is not None:
+                self._finish(self._framing.failure)
+            elif self._framing.done and not self._pending:
                 self._finish(None)
 
     def _write(self, frame: bytes) -> None:

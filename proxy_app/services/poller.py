@@ -1,0 +1,116 @@
+"""Polling one backend: what is asked, how often, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from proxy_app.domain import Backend
+from proxy_app.errors import UpstreamError
+from proxy_app.settings import Settings
+from proxy_app.upstream.probe import Prober
+
+log = logging.getLogger(__name__)
+
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one poll brought. `error` None: it went well; other None fields were not asked for."""
+
+    backend_id: int
+    url: str
+    error: str | None = None
+    is_probe: bool = True
+    latency_s: float | None = None
+    tags: list[dict[str, Any]] | None = None
+    loaded: list[dict[str, Any]] | None = None
+    version: str | None = None
+    cloud_disabled: bool | None = None
+
+
+class Poller:
+    """Two threads that poll one backend until they are stopped."""
+
+    def __init__(self, backend: Backend, settings: Settings, report: Callable[[News], None]) -> None:
+        self.backend = backend
+        self._settings, self._report = settings, report
+        self._stop = threading.Event()
+        self._failing = True
+        self._slow_due = 0.0
+        self._asked_at: float | None = None
+        self._threads = [
+            threading.Thread(target=self._loop, args=(poll,), name=f"{name} {backend.name}", daemon=True)
+            for name, poll in (("probe", self.probe), ("ps", self.ask_loaded))
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def hung_s(self, now: float) -> float:
+        """How long the present probe has been waiting for its answer."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else now - asked_at
+
+    def probe(self, prober: Prober) -> News:
+        """Ask for the listing, and now and then for the version and the cloud switch."""
+        started = self._asked_at = time.monotonic()
+        try:
+            tags = prober.tags()
+            latency = time.monotonic() - started
+            news = News(self.backend.id, self.backend.url, tags=tags, latency_s=latency)
+            news = self._ask_slow(prober, news)
+        except UpstreamError as exc:
+            news = News(self.backend.id, self.backend.url, error=str(exc))
+        finally:
+            self._asked_at = None
+        self._failing = news.error is not None
+        return news
+
+    def ask_loaded(self, prober: Prober) -> News:
+        if self._failing:
+            return News(self.backend.id, self.backend.url, is_probe=False)
+        try:
+            return News(self.backend.id, self.backend.url, is_probe=False, loaded=prober.loaded())
+        except UpstreamError as exc:
+            log.debug("%s: %s", self.backend.name, exc)
+            return News(self.backend.id, self.backend.url, is_probe=False)
+
+    def _ask_slow(self, prober: Prober, news: News) -> News:
+        if time.monotonic() < self._slow_due:
+            return news
+        interval = self._settings.slow_poll_interval_s
+        self._slow_due = time.monotonic() + interval if interval else float("inf")
+        try:
+            return replace(news, version=prober.version(), cloud_disabled=prober.cloud_disabled())
+        except UpstreamError as exc:
+            # An old server has no /api/status; the listing has already shown that it lives.
+            log.debug("%s: %s", self.backend.name, exc)
+            return news
+
+    def _loop(self, poll: Callable[[Prober], News]) -> None:
+        prober = Prober(self.backend, self._settings.connect_timeout_s, self._settings.poll_timeout_s)
+        try:
+            while not self._stop.is_set():
+                news = poll(prober)
+                if not self._stop.is_set():
+                    self._report(news)
+                self._stop.wait(self._pause(news))
+        finally:
+            prober.close()
+
+    def _pause(self, news: News) -> float:
+        settings = self._settings
+        calm = news.error is None and not (self._failing and not news.is_probe)
+        interval = settings.poll_interval_s if calm else settings.down_poll_interval_s
+        return interval * random.uniform(1 - JITTER, 1 + JITTER)

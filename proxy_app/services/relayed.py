@@ -1,0 +1,163 @@
+"""One request on its way back to the client: its log line, its answer, and a body that streams."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy_app.dialects.errors import error_record
+from proxy_app.dialects.inference import InferenceRoute
+from proxy_app.errors import ClientGone, Truncated
+from proxy_app.services.breakers import Breakers
+from proxy_app.store.leases import Lease
+from proxy_app.upstream.stream import Upstream
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("caravan.access")
+
+
+class Client(Protocol):
+    """The client's side of one request, as the web layer provides it."""
+
+    def watch(self) -> AbstractContextManager[None]:
+        """While inside, a hang-up raises `ClientGone` in the middle of whatever is waited for."""
+
+    @property
+    def chunked_socket(self) -> socket.socket | None:
+        """The client's socket, where the answer goes out in chunks and may be written directly."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to one request: the fields of its log line. Times in seconds."""
+
+    request_id: str
+    route: str
+    model: str = ""
+    status: int = 0
+    outcome: str = "refused"
+    attempts: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    first_byte_s: float | None = None
+
+    def write(self) -> None:
+        if not access.isEnabledFor(logging.INFO):
+            return
+        total = time.monotonic() - self.started
+        first = self.first_byte_s
+        fields = {
+            "request_id": self.request_id,
+            "route": self.route,
+            "model": self.model,
+            "status": self.status,
+            "outcome": self.outcome,
+            "attempts": self.attempts,
+            "first_byte_s": None if first is None else round(first, 4),
+            "total_s": round(total, 4),
+        }
+        access.info("relayed", extra={"fields": fields})
+
+
+@dataclass(slots=True)
+class Answer:
+    """What goes to the client: a head, and a body that is whole or streams. `close` gives everything back."""
+
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: Iterator[bytes] | bytes = b""
+    close: Callable[[], None] = lambda: None
+
+
+class RelayBody(Iterator[bytes]):
+    """The body of an answer that streams: its probed first piece, then the rest as it comes.
+
+    `close` is idempotent and gives back the lease and the connection; the server calls it whatever happens.
+    """
+
+    def __init__(
+        self,
+        route: InferenceRoute,
+        trace: Trace,
+        lease: Lease,
+        upstream: Upstream,
+        first: bytes,
+        client: Client,
+        breakers: Breakers,
+    ) -> None:
+        self._route, self._trace, self._lease, self._upstream = route, trace, lease, upstream
+        self._first, self._client, self._breakers = first, client, breakers
+        self._tail = first
+        self._ended = False
+        self._closed = False
+        trace.outcome = "client_gone"
+
+    def __next__(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        if self._ended:
+            raise StopIteration
+        try:
+            piece = self._move()
+        except Truncated as exc:
+            return self._broken(exc)
+        if not piece:
+            self._end("complete")
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        give_back(self._lease, self._upstream)
+        self._trace.write()
+
+    def _move(self) -> bytes:
+        """The next piece; b"" when the rest went straight from socket to socket, or there is none."""
+        sink = self._client.chunked_socket if self._upstream.length is None else None
+        if sink is None or not self._upstream.can_pump(sink):
+            piece = self._upstream.read()
+            self._tail = piece or self._tail
+            return piece
+        try:
+            self._upstream.pump(sink)
+        except Truncated as exc:
+            self._tail = exc.tail or self._tail
+            raise
+        except ClientGone:
+            raise _hang_up("the client hung up") from None
+        return b""
+
+    def _broken(self, exc: Truncated) -> bytes:
+        """Say in the stream that it broke; where its framing has no room for that, break the connection."""
+        log.warning("%s: cut by %s: %s", self._trace.request_id, self._trace.attempts[-1], exc)
+        self._breakers.failed(self._lease.backend_id)
+        self._end("cut")
+        message = "the backend's answer was cut off: please try again"
+        record = error_record(self._route.dialect, self._upstream.content_type, message, self._tail[-2:])
+        if record is None:
+            raise _hang_up("the backend's answer was cut off") from exc
+        return record
+
+    def _end(self, outcome: str) -> None:
+        self._ended = True
+        self._trace.outcome = outcome
+
+
+def _hang_up(why: str) -> BrokenPipeError:
+    """What makes the server close a connection without a word, and without an end of the body."""
+    return BrokenPipeError(errno.EPIPE, why)
+
+
+def give_back(lease: Lease, upstream: Upstream | None) -> None:
+    if upstream is not None:
+        upstream.close()
+    lease.release()
