@@ -235,7 +235,8 @@ class Fleet:
         members: by config order (priority, then position).
         holders: canonical name -> holdings, live backends first, those with the current digest before
             those that drifted, then by config order. Dead backends' holdings come last: remembered.
-        discovered: was every backend probed at least once, or one found?
+        discovered: is a backend up, or was every one probed at least once?
+        complete: was every one probed at least once?
     """
 
     members: tuple[Member, ...] = ()
@@ -246,6 +247,7 @@ class Fleet:
     loaded: bytes = b'{"models":[]}'
     version: str = "0.0.0"
     discovered: bool = False
+    complete: bool = False
     generation: tuple[int, int] = (-1, -1)
 
     def digest(self, canonical: str) -> Digest | None:

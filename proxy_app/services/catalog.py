@@ -69,7 +69,7 @@ class Catalog:
             ModelRequired, InvalidModelName, ModelNotFound, CloudDisabled, Unavailable.
         """
         name = parse_name(query.model)
-        fleet = self._reloader.discovered()
+        fleet = self._reloader.knowing(name.canonical)
         if name.is_cloud:
             return self._show_cloud(fleet, name, query, raw_body)
         self._check_known(fleet, name)
@@ -85,7 +85,7 @@ class Catalog:
             As `show`.
         """
         name = parse_name(text)
-        fleet = self._reloader.discovered()
+        fleet = self._reloader.knowing(name.canonical)
         if name.is_cloud:
             document = json.loads(self._show_cloud(fleet, name, ShowQuery(text), b"").body)
         else:
@@ -179,8 +179,8 @@ class Catalog:
     def _check_known(self, fleet: Fleet, name: ModelName) -> None:
         if name.canonical in fleet.holders:
             return
-        if not fleet.discovered:
-            raise Unavailable("Caravan has not seen its backends yet", retry_after_s=1)
+        if not fleet.complete:
+            raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
         raise ModelNotFound(f"model '{name.shortest}' not found")
 
     def _shared(self, key: ShowKey) -> ShowEntry | None:

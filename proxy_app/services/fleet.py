@@ -34,7 +34,8 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
         "by_id": by_id,
         "loaded": ollama.loaded(item for owner, item in rows.loaded if _is_live(by_id, owner)),
         "version": lowest_version(m.health.version for m in members if m.is_live),
-        "discovered": _discovered(members),
+        "discovered": any(member.is_live for member in members) or _is_complete(members),
+        "complete": _is_complete(members),
         "generation": rows.generation,
     }
     if before is not None and before.generation[0] == rows.generation[0]:
@@ -57,9 +58,8 @@ def _version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     return parts, not suffix, suffix
 
 
-def _discovered(members: Sequence[Member]) -> bool:
-    states = {member.health.state for member in members}
-    return bool(members) and ("up" in states or "unknown" not in states)
+def _is_complete(members: Sequence[Member]) -> bool:
+    return bool(members) and all(member.health.state != "unknown" for member in members)
 
 
 def _is_live(by_id: Mapping[int, Member], backend_id: int) -> bool:
@@ -98,7 +98,7 @@ class FleetReloader:
         self._registry: Registry | None = None
         self._seen: int | None = None
         self._confirmed_s = time.monotonic()
-        self._discovered = threading.Event()
+        self._completed = threading.Event()
         self._complaint = ""
         self._stop = threading.Event()
         self._listeners: list[Callable[[Fleet], None]] = []
@@ -109,11 +109,11 @@ class FleetReloader:
         self._reload()
         self._thread.start()
 
-    def discovered(self) -> Fleet:
-        """The Fleet; before the backends were looked at once, wait a moment for that (this worker may be the
-        last to hear of it)."""
-        if not self.fleet.discovered:
-            self._discovered.wait(DISCOVERY_S)
+    def knowing(self, canonical: str) -> Fleet:
+        """The Fleet; where it does not know the model and has not seen every backend yet, wait a moment for that
+        (this worker may be the last to hear of it)."""
+        if canonical not in self.fleet.holders and not self.fleet.complete:
+            self._completed.wait(DISCOVERY_S)
         return self.fleet
 
     @property
@@ -149,8 +149,8 @@ class FleetReloader:
         self._complaint = ""
         if fresh is not None:
             self.fleet = fresh
-            if fresh.discovered:
-                self._discovered.set()
+            if fresh.complete:
+                self._completed.set()
             for listener in self._listeners:
                 listener(fresh)
 

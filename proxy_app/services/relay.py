@@ -100,9 +100,13 @@ class Relay:
             ClientGone: the client hung up.
         """
         trace = Trace(call.request_id, route.path, model)
-        fleet = self._reloader.discovered()
         try:
-            search = self._search(fleet, route, call, model, trace)
+            if not model:
+                raise route.missing
+            name = parse_name(model)
+            fleet = self._reloader.knowing(name.canonical)
+            tiers = _candidates(fleet, route, name, model)
+            search = _Search(route, call, tiers, trace, is_listed=not name.is_cloud)
             with client.watch():
                 return self._first_good(fleet, search, client)
         except ClientGone:
@@ -113,13 +117,6 @@ class Relay:
             trace.status, trace.outcome = exc.status, exc.code
             trace.write()
             raise
-
-    def _search(self, fleet: Fleet, route: InferenceRoute, call: Call, model: str, trace: Trace) -> _Search:
-        if not model:
-            raise route.missing
-        name = parse_name(model)
-        tiers = _candidates(fleet, route, name, model)
-        return _Search(route, call, tiers, trace, is_listed=not name.is_cloud)
 
     def _first_good(self, fleet: Fleet, search: _Search, client: Client) -> Answer:
         for _ in range(self._attempts):
@@ -256,8 +253,8 @@ def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str
         return tiers
     if name.canonical in fleet.holders:
         raise Unavailable(f"every backend that holds '{name.shortest}' is down")
-    if not fleet.discovered:
-        raise Unavailable("Caravan has not seen its backends yet", retry_after_s=1)
+    if not fleet.complete:
+        raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
     raise route.unknown(model)
 
 

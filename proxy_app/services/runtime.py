@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from proxy_app.errors import RegistryAway, RegistryTooNew
 from proxy_app.routing.breaker import BreakerRules
@@ -36,6 +37,11 @@ class Runtime:
     leases: LeaseKeeper
     upstream: UpstreamClient
     draining: bool = False
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.started_s
 
     @classmethod
     def build(cls, settings: Settings) -> Runtime:

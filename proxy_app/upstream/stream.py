@@ -169,10 +169,7 @@ class _Pump:
             data = self._source.recv(READ_BYTES)
             self._moves += 1
             if data:
-                frame = self._feed(data)
-                if frame:
-                    self._last = frame
-                    self._write(frame)
+                self._pass_on(data)
             else:
                 self._framing.end()
         except BlockingIOError:
@@ -182,10 +179,19 @@ class _Pump:
         except OSError as exc:
             self._finish(Truncated(f"the connection broke: {exc}"))
         else:
-            if self._framing.failure is not None:
-                self._finish(self._framing.failure)
-            elif self._framing.done and not self._pending:
-                self._finish(None)
+            self._settle()
+
+    def _pass_on(self, data: bytes) -> None:
+        frame = self._feed(data)
+        if frame:
+            self._last = frame
+            self._write(frame)
+
+    def _settle(self) -> None:
+        """Finish once the body is complete, or broken, and all of it has gone out."""
+        framing = self._framing
+        if (framing.done or framing.failure is not None) and not self._pending:
+            self._finish(framing.failure)
 
     def _write(self, frame: bytes) -> None:
         try:
@@ -207,9 +213,8 @@ class _Pump:
         self._write(pending)
         if self._pending or self._result.ready():
             return
-        if self._framing.done:
-            self._finish(None)
-        else:
+        self._settle()
+        if not self._result.ready():
             self._readable.start(self._on_readable)
 
     def _on_client(self) -> None:

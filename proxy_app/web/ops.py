@@ -8,6 +8,9 @@ from proxy_app.web.respond import Raw, runtime, text_answer
 
 blueprint = Blueprint("ops", __name__)
 
+# A connect timeout and a poll's usual time.
+FIRST_LOOK_S = 3.0
+
 
 @blueprint.get("/livez")
 def livez() -> Raw:
@@ -17,10 +20,14 @@ def livez() -> Raw:
 
 @blueprint.get("/readyz")
 def readyz() -> Raw:
-    """Send traffic here? Not while draining, and not before the backends were looked at once."""
+    """Send traffic here? Not while draining, and not before the backends were looked at once.
+
+    One that takes long to answer its first probe holds nothing up once another one is up.
+    """
     services = runtime()
     if services.draining:
         return text_answer(b"draining\n", 503)
-    if not services.reloader.fleet.discovered:
+    fleet = services.reloader.fleet
+    if not (fleet.complete or (fleet.discovered and services.age_s > FIRST_LOOK_S)):
         return text_answer(b"the backends were not looked at yet\n", 503)
     return text_answer(b"ok\n")
