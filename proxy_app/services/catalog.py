@@ -87,7 +87,10 @@ class Catalog:
         name = parse_name(text)
         fleet = self._reloader.knowing(name.canonical)
         if name.is_cloud:
-            document = json.loads(self._show_cloud(fleet, name, ShowQuery(text), b"").body)
+            answer = self._show_cloud(fleet, name, ShowQuery(text), b"")
+            if answer.status != 200:
+                raise ModelNotFound(f"model '{name.shortest}' not found")
+            document = json.loads(answer.body)
         else:
             self._check_known(fleet, name)
             document = fleet.holders[name.canonical][0].item
@@ -109,7 +112,6 @@ class Catalog:
 
     def _show_shared(self, fleet: Fleet, name: ModelName, key: ShowKey, *, stale_only: bool) -> ShowAnswer:
         """The worker's own layer had nothing current: Redis, then a holder."""
-        self._ask_noted(key, name)
         entry = self._shared(key)
         if entry is None:
             entry = self._memory.get(key)
@@ -119,6 +121,7 @@ class Catalog:
             return _served("stale", entry)
         if entry is not None and entry.digest == fleet.digest(name.canonical):
             self._remember(key, entry)
+            self._ask_noted(key, name)
             return _served("hit", entry)
         return self._fetch(key, fleet, name, entry)
 
@@ -130,6 +133,9 @@ class Catalog:
             if old is None:
                 raise
             return _served("stale", old)
+        if document.status == 200:
+            # Only what exists: a client could make up names without end.
+            self._ask_noted(key, name)
         return ShowAnswer(document.status, "miss", body=document.body)
 
     def _fly(self, key: ShowKey, fleet: Fleet, name: ModelName, *, fresh: bool = False) -> Document:
@@ -148,10 +154,10 @@ class Catalog:
         if not query.is_cacheable:
             return self._bypass(fleet, name, raw_body)
         key = ShowKey("cloud", name.canonical, query.verbose)
-        self._ask_noted(key, name)
         entry = self._memory.get(key) or self._shared(key)
         if entry is None:
             return self._fetch(key, fleet, name, None)
+        self._ask_noted(key, name)
         self._remember(key, entry)
         state: CacheState = "hit" if self._is_cooling(key) else "stale"
         if state == "stale":

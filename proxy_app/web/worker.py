@@ -55,7 +55,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
 def _shut(client: socket.socket) -> None:
     try:
-        client.shutdown(socket.SHUT_RDWR)
+        # The plain socket under gevent's, whose own shutdown would wake the reader with an error instead of an end.
+        client._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
     except OSError:
         # It went by itself.
         return
