@@ -70,7 +70,7 @@ def _check_private(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ConfigError(
-            [f"DATA_DIR: its path is too long for a socket, and {folder} is not ours alone (chmod 700, or remove it)"]
+            [f"DATA_DIR: its path is too long for a socket, and {folder} is not ours alone (chmod 700 it)"]
         )
 
 

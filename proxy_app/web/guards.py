@@ -15,7 +15,10 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import IO, Any
 
+from gunicorn.http.errors import ParseException
+
 from proxy_app.errors import BadRequest, BodyTooLarge
+from proxy_app.web.connection import close_after_answer
 
 READ_BYTES = 65536
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -86,6 +89,14 @@ def read_body(environ: Mapping[str, Any], limit: int) -> bytes:
         BodyTooLarge: longer than `limit` bytes, whether its length was announced or not.
         BadRequest: shorter than announced: the client left in the middle, and what it sent is no request.
     """
+    try:
+        return _read_body(environ, limit)
+    except (BodyTooLarge, BadRequest):
+        close_after_answer()
+        raise
+
+
+def _read_body(environ: Mapping[str, Any], limit: int) -> bytes:
     announced = environ.get("CONTENT_LENGTH") or ""
     length = int(announced) if announced else None
     if length is not None and length > limit:
@@ -106,8 +117,8 @@ def _read(stream: IO[bytes], limit: int) -> bytes:
             size += len(piece)
             if size > limit:
                 raise _too_large(limit)
-    except OSError as exc:
-        raise BadRequest("the request body was cut off") from exc
+    except (OSError, ParseException) as exc:
+        raise BadRequest("the request body was cut off or is badly framed") from exc
     return b"".join(pieces)
 
 

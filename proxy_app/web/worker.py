@@ -11,11 +11,15 @@ from typing import Any
 
 import gevent
 from gunicorn.glogging import Logger as GunicornLogger
+from gunicorn.util import close_graceful
 from gunicorn.workers.ggevent import GeventWorker
 
 from proxy_app import telemetry
+from proxy_app.web import connection
 
 LOOK_S = 0.05
+# What is read of a refused body, so that its client gets to read the refusal.
+DRAIN_BYTES = 16 << 20
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -34,7 +38,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         self._idle.discard(sock)
-        super().handle_request(listener_name, req, sock, addr)
+        connection.serving(req)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        except StopIteration:
+            if req.must_close:
+                # Unread bytes of the request would turn the close into a reset, which can overtake the answer.
+                close_graceful(sock, max_drain=DRAIN_BYTES)
+            raise
         self._idle.add(sock)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
