@@ -12,7 +12,8 @@ import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 
-from proxy_app.errors import ConfigError  # noqa: E402
+from proxy_app.errors import ConfigError, RegistryAway, RegistryTooNew  # noqa: E402
+from proxy_app.services.setup import prepare_registry  # noqa: E402
 from proxy_app.services.tether import tether  # noqa: E402
 from proxy_app.settings import check_exposure, load  # noqa: E402
 
@@ -48,6 +49,17 @@ logger_class = "proxy_app.web.worker.Logger"
 if os.path.isdir("/dev/shm"):
     # The heartbeat file is touched every second: keep it off the disk.
     worker_tmp_dir = "/dev/shm"
+
+
+def on_starting(server):
+    """Set the registry up before there are workers; what only waiting can cure, the workers wait for."""
+    try:
+        prepare_registry(settings)
+    except RegistryTooNew as error:
+        print(f"caravan: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RegistryAway as error:
+        print(f"caravan: {error}", file=sys.stderr)
 
 
 def post_fork(server, worker):

@@ -15,7 +15,7 @@ from proxy_app.errors import ConfigError, RegistryAway
 from proxy_app.services import inspect, private_redis
 from proxy_app.services.processes import Child, Group, caravan_command, tethered
 from proxy_app.services.refresher_process import RefresherProcess
-from proxy_app.services.runtime import prepare_registry
+from proxy_app.services.setup import prepare_registry
 from proxy_app.settings import Settings, check_exposure, load
 
 # How long `caravan up` watches for the first look at the backends before it says what it saw.

@@ -112,9 +112,8 @@ class Catalog:
 
     def _show_shared(self, fleet: Fleet, name: ModelName, key: ShowKey, *, stale_only: bool) -> ShowAnswer:
         """The worker's own layer had nothing current: Redis, then a holder."""
-        entry = self._shared(key)
-        if entry is None:
-            entry = self._memory.get(key)
+        entry, away = self._shared(key)
+        entry = entry or self._memory.get(key)
         if stale_only:
             if entry is None:
                 raise _all_down(name)
@@ -123,11 +122,19 @@ class Catalog:
             self._remember(key, entry)
             self._ask_noted(key, name)
             return _served("hit", entry)
-        return self._fetch(key, fleet, name, entry)
+        return self._fetch(key, fleet, name, entry, alone=away)
 
-    def _fetch(self, key: ShowKey, fleet: Fleet, name: ModelName, old: ShowEntry | None) -> ShowAnswer:
+    def _fetch(self, key: ShowKey, fleet: Fleet, name: ModelName, old: ShowEntry | None, *, alone: bool) -> ShowAnswer:
+        """Get the document from a holder, together with whoever else of this worker waits for it.
+
+        Args:
+            old: what is known, whatever its digest.
+            alone: Redis has just failed; do not wait for it again.
+        """
+        fetch = self._documents.fetch_alone if alone else self._documents.fetch
+        timeout_s = self._settings.show_timeout_s
         try:
-            document = self._flights.join(key, lambda: self._fly(key, fleet, name))
+            document = self._flights.join(key, lambda: self._land(key, fetch(key, fleet, name, timeout_s)))
         except Unavailable:
             # Every holder went down just now: what is known is better than nothing.
             if old is None:
@@ -138,8 +145,7 @@ class Catalog:
             self._ask_noted(key, name)
         return ShowAnswer(document.status, "miss", body=document.body)
 
-    def _fly(self, key: ShowKey, fleet: Fleet, name: ModelName, *, fresh: bool = False) -> Document:
-        document = self._documents.fetch(key, fleet, name, self._settings.show_timeout_s, fresh=fresh)
+    def _land(self, key: ShowKey, document: Document) -> Document:
         if document.status == 200:
             self._remember(key, document.as_entry())
         return document
@@ -154,9 +160,11 @@ class Catalog:
         if not query.is_cacheable:
             return self._bypass(fleet, name, raw_body)
         key = ShowKey("cloud", name.canonical, query.verbose)
-        entry = self._memory.get(key) or self._shared(key)
+        entry, away = self._memory.get(key), False
         if entry is None:
-            return self._fetch(key, fleet, name, None)
+            entry, away = self._shared(key)
+        if entry is None:
+            return self._fetch(key, fleet, name, None, alone=away)
         self._ask_noted(key, name)
         self._remember(key, entry)
         state: CacheState = "hit" if self._is_cooling(key) else "stale"
@@ -172,8 +180,9 @@ class Catalog:
         except CacheAway:
             fetched = True
         if fetched:
-            return self._fly(key, fleet, name, fresh=True)
-        newer = self._shared(key)
+            timeout_s = self._settings.show_timeout_s
+            return self._land(key, self._documents.fetch(key, fleet, name, timeout_s, fresh=True))
+        newer, _ = self._shared(key)
         if newer is not None:
             self._remember(key, newer)
         return Document(204, b"")
@@ -189,11 +198,12 @@ class Catalog:
             raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
         raise ModelNotFound(f"model '{name.shortest}' not found")
 
-    def _shared(self, key: ShowKey) -> ShowEntry | None:
+    def _shared(self, key: ShowKey) -> tuple[ShowEntry | None, bool]:
+        """What Redis has, and whether it was away."""
         try:
-            return self._cache.get(key)
+            return self._cache.get(key), False
         except CacheAway:
-            return None
+            return None, True
 
     def _remember(self, key: ShowKey, entry: ShowEntry) -> None:
         # A document longer than the whole layer has no place in it.

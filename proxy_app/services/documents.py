@@ -91,7 +91,7 @@ class Documents:
                 found = self._wait(key, wanted, deadline)
             except CacheAway:
                 # One flight per worker is what is left.
-                return self._ask_and_store(key, fleet, name, timeout_s)
+                return self.fetch_alone(key, fleet, name, timeout_s)
             if found is not None:
                 return Document(200, found.body, found.digest)
         with self._holding(key, token):
@@ -99,6 +99,14 @@ class Documents:
             return (
                 Document(200, found.body, found.digest) if found else self._ask_and_store(key, fleet, name, timeout_s)
             )
+
+    def fetch_alone(self, key: ShowKey, fleet: Fleet, name: ModelName, timeout_s: float) -> Document:
+        """Get a document from a holder and store it nowhere: Redis is away, and each try of it costs its budget.
+
+        Raises:
+            Unavailable: see `ask`.
+        """
+        return self.ask(sources(fleet, name), lambda source: show_body(source.model, key.verbose), timeout_s)
 
     def ask(self, candidates: Sequence[Source], make_body: Callable[[Source], bytes], timeout_s: float) -> Document:
         """Ask the candidates in turn until one gives an answer that means something.
@@ -123,7 +131,7 @@ class Documents:
         return last
 
     def _ask_and_store(self, key: ShowKey, fleet: Fleet, name: ModelName, timeout_s: float) -> Document:
-        answer = self.ask(sources(fleet, name), lambda source: show_body(source.model, key.verbose), timeout_s)
+        answer = self.fetch_alone(key, fleet, name, timeout_s)
         if answer.status == 200:
             self._store(key, answer)
         return answer

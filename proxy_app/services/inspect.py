@@ -54,7 +54,7 @@ class Probed:
 def first_look(settings: Settings, patience_s: float, is_over: Callable[[], bool]) -> Fleet:
     """Wait until the refresher has looked at the backends once."""
     deadline = time.monotonic() + patience_s
-    registry = Registry(settings.data_dir, busy_s=1.0)
+    registry = _registry(settings)
     try:
         while True:
             fleet = build(registry.snapshot(settings.fleet))
@@ -84,7 +84,7 @@ def probe_all(settings: Settings) -> list[Probed]:
 
 def list_models(settings: Settings) -> dict[str, Any]:
     """Models by backend as last seen, their union's size, and the cache's."""
-    registry = Registry(settings.data_dir, busy_s=1.0)
+    registry = _registry(settings)
     try:
         rows = registry.snapshot(settings.fleet)
     finally:
@@ -108,10 +108,25 @@ def list_models(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _registry(settings: Settings) -> Registry:
+    """The registry, brought to this version.
+
+    Raises:
+        RegistryAway: it cannot be used.
+    """
+    registry = Registry(settings.data_dir, busy_s=1.0)
+    try:
+        registry.migrate()
+    except BaseException:
+        registry.close()
+        raise
+    return registry
+
+
 def _backends(settings: Settings) -> list[Backend]:
     """The registry's, else those of the settings alone."""
     try:
-        registry = Registry(settings.data_dir, busy_s=1.0)
+        registry = _registry(settings)
         try:
             found = list(registry.snapshot(settings.fleet).backends)
         finally:
@@ -183,7 +198,7 @@ def _cache_size(settings: Settings) -> dict[str, int] | None:
 
 def _check_registry(settings: Settings) -> list[Finding]:
     try:
-        registry = Registry(settings.data_dir, busy_s=1.0)
+        registry = _registry(settings)
         try:
             age = registry.beat_age_s(time.monotonic())
             found = [Finding("registry", f"{registry.path} is in order")]

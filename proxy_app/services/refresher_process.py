@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 
-from proxy_app.errors import Fenced, RegistryAway
+from proxy_app.errors import Fenced, RegistryAway, RegistryTooNew
 from proxy_app.services.documents import Documents
 from proxy_app.services.hydrate import Hydrator
 from proxy_app.services.refresh import Refresher
 from proxy_app.services.role import Role
-from proxy_app.services.runtime import prepare_registry, show_cache
+from proxy_app.services.runtime import show_cache
+from proxy_app.services.setup import prepare_registry
 from proxy_app.settings import Settings
 from proxy_app.store.redis import RedisGate
 from proxy_app.store.registry import Registry
@@ -58,7 +59,8 @@ class RefresherProcess:
                 if not self._work(once=False) and not self._waits:
                     return False
             except RegistryAway as exc:
-                if not self._waits:
+                # Waiting does not make this version newer.
+                if not self._waits or isinstance(exc, RegistryTooNew):
                     raise
                 log.error("%s", exc)
             self._stopping.wait(STANDBY_S)
