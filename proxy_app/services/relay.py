@@ -77,20 +77,16 @@ class _Search:
         return [tier for tier in left if tier]
 
 
+@dataclass(frozen=True, slots=True)
 class Relay:
-    """Relays inference requests of one worker. Owned by: the worker's runtime."""
+    """Relays inference requests of one worker. Owned by: the worker's runtime; all state is its parts'."""
 
-    def __init__(
-        self,
-        reloader: FleetReloader,
-        upstream: UpstreamClient,
-        breakers: Breakers,
-        leases: LeaseKeeper,
-        limits: Limits,
-        attempts: int,
-    ) -> None:
-        self._reloader, self._upstream, self._breakers = reloader, upstream, breakers
-        self._leases, self._limits, self._attempts = leases, limits, attempts
+    reloader: FleetReloader
+    upstream: UpstreamClient
+    breakers: Breakers
+    leases: LeaseKeeper
+    limits: Limits
+    max_attempts: int
 
     def answer(self, route: InferenceRoute, call: Call, model: str, client: Client) -> Answer:
         """Answer one request; the caller iterates the body and calls `close` whatever happens.
@@ -104,7 +100,7 @@ class Relay:
             if not model:
                 raise route.missing
             name = parse_name(model)
-            fleet = self._reloader.knowing(name.canonical)
+            fleet = self.reloader.knowing(name.canonical)
             tiers = _candidates(fleet, route, name, model)
             search = _Search(route, call, tiers, trace, is_listed=not name.is_cloud)
             with client.watch():
@@ -119,8 +115,8 @@ class Relay:
             raise
 
     def _first_good(self, fleet: Fleet, search: _Search, client: Client) -> Answer:
-        for _ in range(self._attempts):
-            tiers = self._breakers.usable(search.untried())
+        for _ in range(self.max_attempts):
+            tiers = self.breakers.usable(search.untried())
             if not tiers:
                 break
             answer = self._attempt(fleet, search, tiers[0], client)
@@ -130,22 +126,22 @@ class Relay:
 
     def _attempt(self, fleet: Fleet, search: _Search, tier: policy.Tier, client: Client) -> Answer | None:
         """Try the least busy backend of a tier; None means: ask the next one."""
-        lease = self._leases.take(tier)
+        lease = self.leases.take(tier)
         backend = fleet.by_id[lease.backend_id].backend
         search.tried.add(backend.id)
         search.trace.attempts.append(backend.name)
-        self._breakers.tried(backend.id)
+        self.breakers.tried(backend.id)
         upstream: Upstream | None = None
         try:
-            upstream = self._upstream.send(backend, search.call, self._limits)
+            upstream = self.upstream.send(backend, search.call, self.limits)
             answer = self._judge(search, lease, upstream, client)
         except UpstreamTimeout as exc:
             give_back(lease, upstream)
-            self._breakers.failed(backend.id)
-            raise _TimedOut(f"the backend did not begin to answer within {self._limits.first_byte_s:g} s") from exc
+            self.breakers.failed(backend.id)
+            raise _TimedOut(f"the backend did not begin to answer within {self.limits.first_byte_s:g} s") from exc
         except UpstreamError as exc:
             log.info("%s: %s", search.call.request_id, exc)
-            self._breakers.failed(backend.id, refused=isinstance(exc, Unreachable))
+            self.breakers.failed(backend.id, refused=isinstance(exc, Unreachable))
             answer = None
         except BaseException:
             give_back(lease, upstream)
@@ -163,7 +159,7 @@ class Relay:
         if _is_error_record(first):
             kept = _Kept(lease.backend_id, Verdict.FAILED, upstream.status, upstream.reason, upstream.headers, first)
             return self._judge_failure(search, lease, kept)
-        self._breakers.succeeded(lease.backend_id)
+        self.breakers.succeeded(lease.backend_id)
         search.trace.status = upstream.status
         search.trace.first_byte_s = time.monotonic() - search.trace.started
         return self._release(search, lease, upstream, first, client)
@@ -173,7 +169,7 @@ class Relay:
         verdict = weigh(upstream.status, body, is_listed=search.is_listed)
         kept = _Kept(lease.backend_id, verdict, upstream.status, upstream.reason, upstream.headers, body)
         if verdict is Verdict.PASS:
-            self._breakers.succeeded(lease.backend_id)
+            self.breakers.succeeded(lease.backend_id)
             return self._finished(search, lease, upstream, kept)
         if verdict is Verdict.MISSING and not search.untried() and not search.kept and not search.asked_again:
             # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
@@ -215,7 +211,7 @@ class Relay:
             search.trace.outcome = "complete"
             search.trace.write()
             return Answer(upstream.status, upstream.reason, _with_length(upstream.headers, first), first)
-        body = RelayBody(search.route, search.trace, lease, upstream, first, client, self._breakers)
+        body = RelayBody(search.route, search.trace, lease, upstream, first, client, self.breakers)
         return Answer(upstream.status, upstream.reason, headers, body, body.close)
 
     def _give_up(self, search: _Search) -> Answer:
@@ -232,7 +228,7 @@ class Relay:
         """5xx answers count only now: while somebody may say the same, they may be the client's own mistake."""
         for kept in search.kept:
             if kept.verdict is Verdict.FAILED:
-                self._breakers.failed(kept.backend_id)
+                self.breakers.failed(kept.backend_id)
 
 
 class _TimedOut(RequestError):

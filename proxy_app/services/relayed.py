@@ -75,34 +75,34 @@ class Answer:
     close: Callable[[], None] = lambda: None
 
 
+@dataclass(slots=True)
 class RelayBody(Iterator[bytes]):
     """The body of an answer that streams: its probed first piece, then the rest as it comes.
 
     `close` is idempotent and gives back the lease and the connection; the server calls it whatever happens.
     """
 
-    def __init__(
-        self,
-        route: InferenceRoute,
-        trace: Trace,
-        lease: Lease,
-        upstream: Upstream,
-        first: bytes,
-        client: Client,
-        breakers: Breakers,
-    ) -> None:
-        self._route, self._trace, self._lease, self._upstream = route, trace, lease, upstream
-        self._first, self._client, self._breakers = first, client, breakers
-        self._tail = first
-        self._ended = False
-        self._closed = False
-        trace.outcome = "client_gone"
+    route: InferenceRoute
+    trace: Trace
+    lease: Lease
+    upstream: Upstream
+    first: bytes
+    client: Client
+    breakers: Breakers
+    ended: bool = False
+    closed: bool = False
+    tail: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.tail = self.first
+        # Until the end is seen: whoever is not there any more did not get it.
+        self.trace.outcome = "client_gone"
 
     def __next__(self) -> bytes:
-        if self._first:
-            first, self._first = self._first, b""
+        if self.first:
+            first, self.first = self.first, b""
             return first
-        if self._ended:
+        if self.ended:
             raise StopIteration
         try:
             piece = self._move()
@@ -114,23 +114,23 @@ class RelayBody(Iterator[bytes]):
         return piece
 
     def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
-        give_back(self._lease, self._upstream)
-        self._trace.write()
+        self.closed = True
+        give_back(self.lease, self.upstream)
+        self.trace.write()
 
     def _move(self) -> bytes:
         """The next piece; b"" when the rest went straight from socket to socket, or there is none."""
-        sink = self._client.chunked_socket if self._upstream.length is None else None
-        if sink is None or not self._upstream.can_pump(sink):
-            piece = self._upstream.read()
-            self._tail = piece or self._tail
+        sink = self.client.chunked_socket if self.upstream.length is None else None
+        if sink is None or not self.upstream.can_pump(sink):
+            piece = self.upstream.read()
+            self.tail = piece or self.tail
             return piece
         try:
-            self._upstream.pump(sink)
+            self.upstream.pump(sink)
         except Truncated as exc:
-            self._tail = exc.tail or self._tail
+            self.tail = exc.tail or self.tail
             raise
         except ClientGone:
             raise _hang_up("the client hung up") from None
@@ -138,18 +138,18 @@ class RelayBody(Iterator[bytes]):
 
     def _broken(self, exc: Truncated) -> bytes:
         """Say in the stream that it broke; where its framing has no room for that, break the connection."""
-        log.warning("%s: cut by %s: %s", self._trace.request_id, self._trace.attempts[-1], exc)
-        self._breakers.failed(self._lease.backend_id)
+        log.warning("%s: cut by %s: %s", self.trace.request_id, self.trace.attempts[-1], exc)
+        self.breakers.failed(self.lease.backend_id)
         self._end("cut")
         message = "the backend's answer was cut off: please try again"
-        record = error_record(self._route.dialect, self._upstream.content_type, message, self._tail[-2:])
+        record = error_record(self.route.dialect, self.upstream.content_type, message, self.tail[-2:])
         if record is None:
             raise _hang_up("the backend's answer was cut off") from exc
         return record
 
     def _end(self, outcome: str) -> None:
-        self._ended = True
-        self._trace.outcome = outcome
+        self.ended = True
+        self.trace.outcome = outcome
 
 
 def _hang_up(why: str) -> BrokenPipeError:

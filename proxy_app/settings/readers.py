@@ -1,14 +1,32 @@
-"""How the text of an environment variable becomes a value; each raises ValueError with what is expected."""
+"""A row of the settings table, and how the text of an environment variable becomes its value.
+
+Each reader raises ValueError with what is expected.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 Reader = Callable[[str], Any]
 Number = TypeVar("Number", int, float)
+
+MIB = 1 << 20
+
+
+def setting(env: str, default: Any, read: Reader, help: str, **about: Any) -> Any:
+    """One row of the table.
+
+    Args:
+        env: the environment variable.
+        read: how its text becomes a value.
+        about: `unit`, and `secret=True` where the value may stand in a file that NAME_FILE names.
+    """
+    metadata = {"unit": "", "secret": False} | about | {"env": env, "read": read, "help": help}
+    return field(default=default, repr=not metadata["secret"], metadata=metadata)
 
 
 def text(raw: str) -> str:

@@ -6,6 +6,7 @@ that the usual case, one whole chunk in one read, is passed on untouched. Source
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from proxy_app.errors import BadAnswer, Truncated
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
 _LONGEST_LINE = 4096
 _LONGEST_TRAILER = 16384
+_LONGEST_RECORD = 65536
 
 
 class Framing(Protocol):
@@ -159,26 +161,44 @@ class Sized:
 
 
 class UntilClose:
-    """A body that ends with its connection; whether it is whole, its last record has to tell."""
+    """A body that ends with its connection; whether it is whole, its own end has to tell.
 
-    # The end marks of Ollama's streams, and the closing bracket of a single JSON value.
+    Args:
+        content_type: a stream's last record has to be an end mark, a JSON answer has to be one whole value.
+    """
+
     _MARKS = (b'"done":true', b'"error"', b"data: [DONE]", b"message_stop", b"response.completed")
 
-    def __init__(self) -> None:
+    def __init__(self, content_type: str) -> None:
+        self._type = content_type
         self.done = False
         self.failure: Truncated | None = None
         self._tail = b""
 
     def feed(self, data: bytes) -> bytes:
-        self._tail = (self._tail + data)[-65536:]
+        self._tail = (self._tail + data)[-_LONGEST_RECORD:]
         return data
 
     def end(self) -> None:
         last = self._tail.rstrip()
-        last_record = last[last.rfind(b"\n") + 1 :]
-        if not any(mark in last_record for mark in self._MARKS):
-            raise Truncated("the connection was closed before the answer's end mark")
+        if self._type.startswith(("application/x-ndjson", "text/event-stream")):
+            last_record = last[last.rfind(b"\n") + 1 :]
+            whole = any(mark in last_record for mark in self._MARKS)
+        elif self._type.startswith("application/json"):
+            whole = _is_json(last) if len(self._tail) < _LONGEST_RECORD else last.endswith((b"}", b"]"))
+        else:
+            whole = True
+        if not whole:
+            raise Truncated("the connection was closed before the answer's end")
         self.done = True
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def framing_of(status: int, headers: list[tuple[str, str]]) -> Chunked | Sized | UntilClose:
@@ -197,7 +217,9 @@ def framing_of(status: int, headers: list[tuple[str, str]]) -> Chunked | Sized |
         return Chunked()
     if len(lengths) > 1 or not all(re.fullmatch(r"\d{1,18}", length) for length in lengths):
         raise BadAnswer(f"contradicting or broken Content-Length {sorted(lengths)!r}")
-    return Sized(int(lengths.pop())) if lengths else UntilClose()
+    if lengths:
+        return Sized(int(lengths.pop()))
+    return UntilClose(next(iter(_values(headers, "content-type")), ""))
 
 
 def _values(headers: list[tuple[str, str]], wanted: str) -> list[str]:

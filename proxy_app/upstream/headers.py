@@ -55,10 +55,9 @@ def to_upstream(headers: Iterable[tuple[str, str]], backend: Backend, request_id
     """The headers of a request as a backend gets them."""
     pairs = list(headers)
     dropped = _NOT_UPSTREAM | _named_by_connection(pairs)
-    sent = {name: value for name, value in pairs if name.lower() not in dropped}
-    sent["Via"] = VIA
-    sent["X-Request-Id"] = request_id
-    return sent | own_headers(backend)
+    own = {"Via": VIA, "X-Request-Id": request_id} | own_headers(backend)
+    dropped |= {name.lower() for name in own}
+    return {name: value for name, value in pairs if name.lower() not in dropped} | own
 
 
 def own_headers(backend: Backend) -> dict[str, str]:

@@ -40,12 +40,12 @@ class Upstream:
         self.headers: list[tuple[str, str]] = list(response.headers.iteritems())
         try:
             self._framing = framing_of(self.status, self.headers)
-            sock = response._connection.sock  # type: ignore[attr-defined]
-            sock.settimeout(idle_s)
+            self._socket = _socket_of(self._http)
         except BaseException:
             self.close()
             raise
-        self._socket: socket.socket = sock
+        if self._socket is not None:
+            self._socket.settimeout(idle_s)
 
     @property
     def content_type(self) -> str:
@@ -104,6 +104,7 @@ class Upstream:
             Truncated: as `read`; its `tail` is what went out last.
             ClientGone: the client hung up, or took nothing for as long as a backend may be silent.
         """
+        assert self._socket is not None, "can_pump was not asked"
         return _Pump(self._socket, client, self._framing, self._idle_s).run()
 
     def close(self) -> None:
@@ -115,6 +116,15 @@ class Upstream:
             response.release_conn()
         else:
             response.close()
+
+
+def _socket_of(answer: http.client.HTTPResponse) -> socket.socket | None:
+    """The socket that an answer is read from; None where the answer has no body.
+
+    An answer that ends with its connection has taken the socket away from the connection object.
+    """
+    raw = getattr(answer.fp, "raw", None)
+    return cast("socket.socket | None", getattr(raw, "_sock", None))
 
 
 class _Pump:

@@ -1,0 +1,128 @@
+"""Settings of the side that clients see, and of the processes that serve them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxy_app.settings.readers import MIB, choice, flag, seconds, setting, text, whole, words
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where Caravan listens."""
+
+    host: str = setting("HOST", "127.0.0.1", text, "Address to listen on.")
+    port: int = setting("PORT", 8080, whole(1, 65535), "Port to listen on.")
+    anonymous: bool = setting(
+        "CARAVAN_ANONYMOUS",
+        False,
+        flag,
+        "1 serves a public address to everybody who can reach it. Without it Caravan refuses to listen anywhere but on loopback.",
+    )
+    hosts: tuple[str, ...] = setting(
+        "CARAVAN_HOSTS",
+        (),
+        words,
+        "More names that may stand in the Host header of a loopback listener, beside those Ollama allows. `.example.com` allows all names below it, `*` any name.",
+    )
+    origins: tuple[str, ...] = setting(
+        "CARAVAN_ORIGINS",
+        (),
+        words,
+        "More browser origins that may call, beside those Ollama allows, such as `https://chat.example.com`; `*` stands for any text.",
+    )
+    max_body: int = setting(
+        "CARAVAN_MAX_BODY",
+        64 * MIB,
+        whole(1024),
+        "Longest request body that is accepted; a longer one is a 413.",
+        unit="bytes",
+    )
+    keepalive_s: int = setting(
+        "CARAVAN_KEEPALIVE",
+        75,
+        whole(1, 3600),
+        "How long an idle client connection stays open; it is the time limit for request headers too. More than the idle time of what stands in front (nginx 60 s; use 95 on Heroku).",
+        unit="s",
+    )
+
+
+@dataclass(frozen=True)
+class Relaying:
+    """Relaying."""
+
+    connect_timeout_s: float = setting(
+        "CARAVAN_CONNECT_TIMEOUT",
+        2.0,
+        seconds(0.05, 60),
+        "Longest wait for a connection to a backend.",
+        unit="s",
+    )
+    first_byte_timeout_s: float = setting(
+        "CARAVAN_FIRST_BYTE_TIMEOUT",
+        600.0,
+        seconds(1),
+        "Longest wait for an answer's first byte. Ollama sends nothing while it loads a model, and a load that is given up on starts from the beginning.",
+        unit="s",
+    )
+    idle_timeout_s: float = setting(
+        "CARAVAN_IDLE_TIMEOUT",
+        120.0,
+        seconds(0.05),
+        "Longest silence inside an answer that has begun.",
+        unit="s",
+    )
+    attempts: int = setting(
+        "CARAVAN_ATTEMPTS",
+        3,
+        whole(1, 10),
+        "Most attempts for one request, the first included.",
+        unit="attempts",
+    )
+    failures_to_open: int = setting(
+        "CARAVAN_BREAKER_FAILURES",
+        5,
+        whole(1, 100),
+        "5xx answers and resets in a row after which a backend is skipped (Envoy's consecutive_5xx). A refused connection counts for all of them.",
+        unit="failures",
+    )
+    breaker_open_s: float = setting(
+        "CARAVAN_BREAKER_OPEN",
+        5.0,
+        seconds(0.05, 600),
+        "How long it is skipped at first; doubled at each further failure, at most 12 times this. After a refused connection: a fifth of this, and never longer than this.",
+        unit="s",
+    )
+
+
+@dataclass(frozen=True)
+class Running:
+    """Processes and logs."""
+
+    workers: int = setting(
+        "WEB_CONCURRENCY",
+        2,
+        whole(1, 256),
+        "Web worker processes.",
+        unit="processes",
+    )
+    grace_s: int = setting(
+        "CARAVAN_GRACE",
+        25,
+        whole(1, 3600),
+        "How long a stop waits for running streams (Heroku kills after 30 s).",
+        unit="s",
+    )
+    reload_interval_s: float = setting(
+        "CARAVAN_RELOAD_INTERVAL",
+        0.25,
+        seconds(0.02, 60),
+        "How often a worker looks whether the registry changed.",
+        unit="s",
+    )
+    log_level: str = setting(
+        "CARAVAN_LOG_LEVEL",
+        "info",
+        choice("debug", "info", "warning", "error"),
+        "What is logged: `info` has one line for each relayed request, `debug` one for every request.",
+    )
