@@ -65,4 +65,4 @@ def _event(dialect: Dialect, message: str) -> bytes:
 
 def compact(value: object) -> bytes:
     """JSON without blanks, as Go writes it."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")

@@ -45,15 +45,18 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
     return Fleet(holders=holders, tags=_listing(ollama.tags(items)), models=_listing(openai.models(items)), **volatile)
 
 
+_VERSION = re.compile(r"v?\d{1,9}(\.\d{1,9}){0,3}([-+][0-9A-Za-z.+-]{1,64})?")
+
+
 def lowest_version(versions: Any) -> str:
     """The lowest of some versions: what every client may rely on. "0.0.0" where nobody is live."""
-    known = [version for version in versions if version]
+    known = [version for version in versions if version and _VERSION.fullmatch(version)]
     return min(known, key=_version_key, default="0.0.0")
 
 
 def _version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     numbers, _, suffix = version.lstrip("v").partition("-")
-    parts = tuple(int(number) for number in re.findall(r"\d+", numbers))
+    parts = tuple(int(number) for number in re.findall(r"\d{1,9}", numbers))
     # 0.33.0-rc2 comes before 0.33.0.
     return parts, not suffix, suffix
 
@@ -135,7 +138,10 @@ class FleetReloader:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):
-            self._reload()
+            try:
+                self._reload()
+            except Exception:  # the top of a thread: a Fleet that no longer follows is worse than one odd row
+                log.exception("the Fleet could not be built; the last one stays")
 
     def _reload(self) -> None:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from proxy_app.errors import RegistryAway
 from proxy_app.services.processes import caravan_command, stop_process
 from proxy_app.services.role import FileLock, is_vacant
-from proxy_app.store.registry import Registry
+from proxy_app.store.registry import STALE_S, Registry
 from proxy_app.store.threads import NativeThread
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Guardian:
         self._registry: Registry | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._vacant_since: float | None = None
+        self._started_s = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="guardian", daemon=True)
 
@@ -61,9 +62,9 @@ class Guardian:
         if not self._lock.take():
             return
         if self._child is not None:
-            if self._child.poll() is None:
+            if self._child.poll() is None and not self._hangs():
                 return
-            log.warning("the refresher ended with %s", self._child.returncode)
+            log.warning("the refresher ended with %s", self._child.poll())
             self._child = None
         if not self._native.run(self._is_vacant):
             self._vacant_since = None
@@ -74,7 +75,18 @@ class Guardian:
         elif now - self._vacant_since >= VACANT_S and not self._stop.is_set():
             self._vacant_since = None
             log.info("nobody refreshes the registry: starting a refresher")
+            self._started_s = time.monotonic()
             self._child = subprocess.Popen(caravan_command("refresh", "--child"))
+
+    def _hangs(self) -> bool:
+        """Has our own child stopped beating? Then it is killed, and the next one takes its role."""
+        child, old_enough = self._child, time.monotonic() - self._started_s > STALE_S
+        if child is None or not old_enough or not self._native.run(self._is_vacant):
+            return False
+        log.warning("the refresher does not move any more: killing it")
+        child.kill()
+        child.wait()
+        return True
 
     def _is_vacant(self) -> bool:
         if self._registry is None:

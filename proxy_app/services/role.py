@@ -41,8 +41,23 @@ class FileLock:
         except OSError:
             file.close()
             return False
+        if not self._is_current(file):
+            file.close()
+            return False
         self._file = file
         return True
+
+    def seize(self) -> None:
+        """Take it from a holder that does not move: the file is replaced, and the old one's lock is worth nothing."""
+        self.free()
+        self._path.unlink(missing_ok=True)
+        self.take()
+
+    def _is_current(self, file: IO[bytes]) -> bool:
+        try:
+            return os.fstat(file.fileno()).st_ino == self._path.stat().st_ino
+        except FileNotFoundError:
+            return False
 
     def free(self) -> None:
         if self._file is not None:
@@ -63,6 +78,8 @@ class Role:
         locked = self._lock.take()
         epoch = self._registry.claim(f"{socket.gethostname()}:{os.getpid()}", time.monotonic(), force=locked)
         self.epoch = epoch or 0
+        if epoch is not None and not locked:
+            self._lock.seize()
         return epoch is not None
 
     def beat(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -95,12 +96,23 @@ def _read(response: requests.Response, deadline: float) -> bytes:
 
 def _object(body: bytes, path: str) -> Mapping[str, Any]:
     try:
-        answer = json.loads(body)
+        answer = json.loads(body, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         raise BadAnswer(f"{path} answered no JSON") from None
     if not isinstance(answer, dict):
         raise BadAnswer(f"{path} answered no object")
     return answer
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number that can be passed on")
+    return number
 
 
 def _mapped(exc: RequestException, path: str, read_s: float) -> UpstreamError:
