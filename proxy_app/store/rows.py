@@ -20,6 +20,9 @@ def backend_row(backend: BackendSettings, place: int) -> dict[str, Any]:
         "kind": backend.kind,
         "cloud": None if backend.cloud is None else int(backend.cloud),
         "origin": "env",
+        # Secrets of the environment's rows are never stored; those of an operator's row that it replaces go.
+        "headers": "{}",
+        "auth_token": None,
     }
 
 

@@ -11,15 +11,46 @@ from typing import Any
 
 import gevent
 from gunicorn.glogging import Logger as GunicornLogger
+from gunicorn.http import wsgi
 from gunicorn.util import close_graceful
 from gunicorn.workers.ggevent import GeventWorker
 
 from proxy_app import telemetry
+from proxy_app.upstream.framing import chunk
 from proxy_app.web import connection
 
 LOOK_S = 0.05
 # What is read of a refused body, so that its client gets to read the refusal.
 DRAIN_BYTES = 16 << 20
+
+
+class JoinedResponse(wsgi.Response):  # type: ignore[misc]
+    """Sends the head together with the first of the body: gunicorn's two sends wake the client twice."""
+
+    head = b""
+    headers_sent: bool
+
+    def send_headers(self) -> None:
+        if not self.headers_sent:
+            lines = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
+            self.head = "".join(lines).encode("latin-1")
+            self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        self._flush(chunk(data) if self.chunked else data)
+
+    def close(self) -> None:
+        self.send_headers()
+        self._flush(b"0\r\n\r\n" if self.chunked else b"")
+
+    def _flush(self, data: bytes) -> None:
+        head, self.head = self.head, b""
+        if head or data:
+            self.sock.sendall(head + data)
+
+
+# gunicorn has no setting for this; its HTTP/2 code passes a class of its own through the same function.
+wsgi.Response = JoinedResponse
 
 
 class Worker(GeventWorker):  # type: ignore[misc]

@@ -14,9 +14,7 @@ from tests.fakes.recorded import RecordedRequest
 from tests.fakes.replies import Reply, line_answer
 
 
-def compat(
-    desk: Desk, request: RecordedRequest, fields: Mapping[str, Any], prompt: str
-) -> Reply | Answer:
+def compat(desk: Desk, request: RecordedRequest, fields: Mapping[str, Any], prompt: str) -> Reply | Answer:
     """The part that all /v1 routes share: a reply to write down, or a failure to send."""
     found = desk.find(fields.get("model", ""), "model '{asked}' not found")
     check_capabilities(found, fields)

@@ -121,9 +121,7 @@ class ErrorInFirstChunk(Fault):
         plan = exchange.plan()
         record = go_json(error_value(exchange.request.target, 500, self.text))
         if dict(plan.headers).get("Content-Type") == SSE:
-            event = (
-                b"event: error\n" if dialect_of(exchange.request.target) == "anthropic" else b""
-            )
+            event = b"event: error\n" if dialect_of(exchange.request.target) == "anthropic" else b""
             record = event + b"data: " + record + b"\n"
         await exchange.play(Answer(200, plan.headers, record + b"\n", chunked=True))
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from proxy_app.settings import load
 from tests.fakes.models import FakeModel
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.recorded import RecordedRequest
@@ -49,9 +50,7 @@ def fleet_models() -> dict[str, list[FakeModel]]:
     thinker = model("qwen3:8b", 4.9, "qwen3", "8.2B", capabilities=THINK)
     copy = FakeModel("assistant:latest", digest=thinker.digest, size=thinker.size, family="qwen3")
     own = model("acme/support-bot:v2", 4.1, "llama", "7.2B", system="You answer for Acme.")
-    embedding = model(
-        "nomic-embed-text:v1.5", 0.26, "nomic-bert", "137M", capabilities=("embedding",)
-    )
+    embedding = model("nomic-embed-text:v1.5", 0.26, "nomic-bert", "137M", capabilities=("embedding",))
     vision = model("gemma3:12b", 7.6, "gemma3", "12.2B", capabilities=("completion", "vision"))
     return {
         "gpu-a": [shared, thinker, copy, embedding],
@@ -92,9 +91,9 @@ def demo_environment(servers: list[FakeOllama]) -> dict[str, str]:
     env["REDIS_URL"] = ""
     env["OLLAMA_BACKENDS"] = json.dumps([{"name": s.name, "url": s.url} for s in servers])
     env["DATA_DIR"] = DATA_DIR
-    env.setdefault("HOST", "127.0.0.1")
-    env.setdefault("PORT", "8080")
-    return env
+    # As `make run` would find them: in the environment, else in .env.
+    settings = load(env)
+    return env | {"HOST": settings.host, "PORT": str(settings.port)}
 
 
 def introduction(servers: list[FakeOllama], address: str) -> str:
@@ -127,9 +126,7 @@ def stop_event() -> Iterator[threading.Event]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         stop.set()
 
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -78,9 +78,7 @@ class Desk:
             raise RequestError(400, "invalid model name")
         return source == "cloud", name, base
 
-    def find(
-        self, text: str, unknown: str, cloud_text: str = "remote model is unavailable"
-    ) -> Found:
+    def find(self, text: str, unknown: str, cloud_text: str = "remote model is unavailable") -> Found:
         """Find the model a client named; `unknown` is a 404 text with {asked} and {resolved}."""
         cloud, name, base = self.parse(text)
         if cloud and self.machine.cloud_disabled:

@@ -12,9 +12,7 @@ from tests.fakes.machine import Desk, Found
 from tests.fakes.names import parse_name, parse_reference
 from tests.fakes.recorded import RecordedRequest
 
-INTEGER_OPTIONS = frozenset(
-    {"num_ctx", "num_batch", "num_gpu", "num_predict", "num_thread", "seed"}
-)
+INTEGER_OPTIONS = frozenset({"num_ctx", "num_batch", "num_gpu", "num_predict", "num_thread", "seed"})
 
 
 def generate(desk: Desk, request: RecordedRequest) -> Answer:
@@ -31,9 +29,7 @@ def chat(desk: Desk, request: RecordedRequest) -> Answer:
     return native(desk, "chat", request.target, fields, prompt, bool(fields.get("messages")))
 
 
-def native(
-    desk: Desk, route: str, path: str, fields: dict[str, Any], prompt: str, speaks: bool
-) -> Answer:
+def native(desk: Desk, route: str, path: str, fields: dict[str, Any], prompt: str, speaks: bool) -> Answer:
     check_fields(fields)
     found = desk.find(fields.get("model", ""), "model '{asked}' not found")
     check_capabilities(found, fields)

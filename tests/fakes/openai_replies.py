@@ -51,9 +51,7 @@ class ChatCompletion:
             "system_fingerprint": "fp_ollama",
         }
 
-    def chunk(
-        self, delta: Mapping[str, str], finish: str | None, model: str | None = None
-    ) -> bytes:
+    def chunk(self, delta: Mapping[str, str], finish: str | None, model: str | None = None) -> bytes:
         base = self.base("chat.completion.chunk", self.reply.model if model is None else model)
         choice = {"index": 0, "delta": dict(delta), "finish_reason": finish}
         return sse(base | {"choices": [choice]})
@@ -78,9 +76,7 @@ class ChatCompletion:
         message = {"role": "assistant", "content": self.reply.text}
         choice = {"index": 0, "message": message, "finish_reason": self.reply.done_reason}
         base = self.base("chat.completion", self.reply.model)
-        return self.reply.timed(
-            line_answer(base | {"choices": [choice], "usage": usage(self.reply)})
-        )
+        return self.reply.timed(line_answer(base | {"choices": [choice], "usage": usage(self.reply)}))
 
 
 class TextCompletion:
@@ -234,9 +230,7 @@ class Response:
 
         def record(token: str) -> bytes:
             self._sequence = next(counter)
-            return self.event(
-                "response.output_text.delta", delta=token, logprobs=[], **self.place()
-            )
+            return self.event("response.output_text.delta", delta=token, logprobs=[], **self.place())
 
         return record
 
@@ -255,10 +249,7 @@ def sort_keys(value: Any) -> Any:
 def embeddings(model: str, inputs: Sequence[str], as_base64: bool) -> Answer:
     packed = base64.b64encode(struct.pack("<4f", *VECTOR)).decode()
     vector = packed if as_base64 else VECTOR
-    items = [
-        {"object": "embedding", "embedding": vector, "index": index}
-        for index in range(len(inputs))
-    ]
+    items = [{"object": "embedding", "embedding": vector, "index": index} for index in range(len(inputs))]
     count = words_in(inputs)
     counts = {"prompt_tokens": count, "total_tokens": count}
     return line_answer({"object": "list", "data": items, "model": model, "usage": counts})

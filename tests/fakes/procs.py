@@ -177,9 +177,7 @@ class Process:
         except (OSError, CutOff):
             return False
 
-    def wait_until(
-        self, ready: Callable[[], bool], what: str, deadline_s: float = READY_S
-    ) -> None:
+    def wait_until(self, ready: Callable[[], bool], what: str, deadline_s: float = READY_S) -> None:
         """Wait for a condition; fails with the output when the process exits or time is over."""
         end = time.monotonic() + deadline_s
         while not ready():

@@ -137,9 +137,7 @@ def raw_server(handler: Handler) -> Iterator[RawServer]:
     with closing(held_port()) as listener:
         listener.listen(128)
         server = RawServer(*listener.getsockname())
-        thread = threading.Thread(
-            target=_serve_raw, args=(listener, handler, server), name="raw-server", daemon=True
-        )
+        thread = threading.Thread(target=_serve_raw, args=(listener, handler, server), name="raw-server", daemon=True)
         thread.start()
         try:
             yield server

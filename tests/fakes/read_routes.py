@@ -40,9 +40,7 @@ def show(desk: Desk, request: RecordedRequest) -> Answer:
     asked = fields.get("model") or fields.get("name") or ""
     unknown = "model '{resolved}' not found"
     found = desk.find(asked, unknown, "remote model details are unavailable")
-    ask = ShowAsk(
-        fields.get("verbose", False), fields.get("system", ""), fields.get("options", {})
-    )
+    ask = ShowAsk(fields.get("verbose", False), fields.get("system", ""), fields.get("options", {}))
     document = show_document(found.model, ask, desk.machine.store_path)
     agent = request.header("user-agent") or ""
     if agent.startswith("GitHubCopilotChat/") and not found.cloud:

@@ -140,9 +140,7 @@ def native_stream(route: str, reply: Reply, context: bool, error: str) -> Answer
     final = (go_json(native_final(route, reply, "", context)) + b"\n" for _ in range(1))
     broken = go_json({"error": error}) + b"\n"
     ends = ((), final, (broken,))
-    return stream_answer(
-        reply, native_record(route, reply.model), ends, (("Content-Type", NDJSON),)
-    )
+    return stream_answer(reply, native_record(route, reply.model), ends, (("Content-Type", NDJSON),))
 
 
 def native_load(route: str, model: str, reason: str) -> Answer:

@@ -22,9 +22,7 @@ from tests.fakes.machine import Desk, Machine
 from tests.fakes.recorded import RecordedRequest
 
 Handler = Callable[[Desk, RecordedRequest], Answer]
-LOCAL_ORIGIN = re.compile(
-    r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0)(:\d+)?|(app|file|tauri)://.*)"
-)
+LOCAL_ORIGIN = re.compile(r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0)(:\d+)?|(app|file|tauri)://.*)")
 TABLE: dict[str, dict[str, Handler]] = {
     "/": {"HEAD": read_routes.root, "GET": read_routes.root},
     "/api/version": {"HEAD": read_routes.version, "GET": read_routes.version},

@@ -257,9 +257,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, text: str) -> None:
         """Answer broken bytes as Go's server does, and close."""
-        head = head_bytes(
-            400, [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
-        )
+        head = head_bytes(400, [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")])
         self.transport.write(head + f"400 Bad Request: {text}".encode())
         self.transport.close()
 
