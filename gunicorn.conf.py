@@ -12,8 +12,8 @@ import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 
-from proxy_app.errors import ConfigError, RegistryAway, RegistryTooNew  # noqa: E402
-from proxy_app.services.setup import prepare_registry  # noqa: E402
+from proxy_app.errors import ConfigError, RegistryTooNew  # noqa: E402
+from proxy_app.services.setup import open_registry  # noqa: E402
 from proxy_app.services.tether import tether  # noqa: E402
 from proxy_app.settings import check_exposure, load  # noqa: E402
 
@@ -52,14 +52,12 @@ if os.path.isdir("/dev/shm"):
 
 
 def on_starting(server):
-    """Set the registry up before there are workers; what only waiting can cure, the workers wait for."""
+    """Set the registry up before there are workers; what only waiting can cure holds nobody up."""
     try:
-        prepare_registry(settings)
+        open_registry(settings)
     except RegistryTooNew as error:
         print(f"caravan: {error}", file=sys.stderr)
         sys.exit(1)
-    except RegistryAway as error:
-        print(f"caravan: {error}", file=sys.stderr)
 
 
 def post_fork(server, worker):

@@ -15,7 +15,7 @@ from proxy_app.errors import ConfigError, RegistryAway
 from proxy_app.services import inspect, private_redis
 from proxy_app.services.processes import Child, Group, caravan_command, tethered
 from proxy_app.services.refresher_process import RefresherProcess
-from proxy_app.services.setup import prepare_registry
+from proxy_app.services.setup import open_registry, prepare_registry
 from proxy_app.settings import Settings, check_exposure, load
 
 # How long `caravan up` watches for the first look at the backends before it says what it saw.
@@ -62,7 +62,7 @@ def up() -> None:
     """Run everything on this machine: a private Redis (without REDIS_URL), the refresher and the web workers."""
     settings = _settings()
     check_exposure(settings)
-    prepare_registry(settings)
+    open_registry(settings)
     group = Group(_children(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: group.stop())
@@ -89,8 +89,12 @@ def _children(settings: Settings) -> list[Child]:
 
 def _greet(settings: Settings, group: Group) -> None:
     """Say where Caravan is, and what it found behind it."""
-    seen = inspect.first_look(settings, FIRST_LOOK_S, lambda: group.is_stopping)
     address = f"http://{settings.host}:{settings.port}"
+    try:
+        seen = inspect.first_look(settings, FIRST_LOOK_S, lambda: group.is_stopping)
+    except RegistryAway as error:
+        click.echo(f"Caravan serves on {address}, but {error}", err=True)
+        return
     if group.is_stopping:
         return
     live = [member for member in seen.members if member.is_live]

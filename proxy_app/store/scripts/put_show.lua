@@ -19,7 +19,9 @@ local total = redis.call('HINCRBY', KEYS[4], 'total', tonumber(ARGV[3]) - old)
 redis.call('ZADD', KEYS[3], now_ms, KEYS[1])
 local dropped = 0
 while total > tonumber(ARGV[5]) do
-  local oldest = redis.call('ZRANGE', KEYS[3], 0, 0)[1]
+  -- Two of the same millisecond are ordered by name: the new one may stand first, and it stays.
+  local first = redis.call('ZRANGE', KEYS[3], 0, 1)
+  local oldest = first[1] == KEYS[1] and first[2] or first[1]
   if not oldest or oldest == KEYS[1] then break end
   local size = tonumber(redis.call('HGET', KEYS[4], oldest) or '0')
   redis.call('DEL', oldest, oldest .. ':body')
