@@ -11,7 +11,7 @@ from proxy_app.services.hydrate import Hydrator
 from proxy_app.services.refresh import Refresher
 from proxy_app.services.role import Role
 from proxy_app.services.runtime import show_cache
-from proxy_app.services.setup import prepare_registry
+from proxy_app.services.setup import BOOT_BUSY_S, prepare_registry
 from proxy_app.settings import Settings
 from proxy_app.store.redis import RedisGate
 from proxy_app.store.registry import Registry
@@ -44,7 +44,7 @@ class RefresherProcess:
 
     def once(self) -> bool:
         """One round of polls; False where another process holds the role."""
-        prepare_registry(self._settings)
+        prepare_registry(self._settings, BOOT_BUSY_S)
         return self._work(once=True)
 
     def run(self) -> bool:
@@ -55,7 +55,7 @@ class RefresherProcess:
         """
         while not self._stopping.is_set():
             try:
-                prepare_registry(self._settings)
+                prepare_registry(self._settings, BOOT_BUSY_S)
                 if not self._work(once=False) and not self._waits:
                     return False
             except RegistryAway as exc:

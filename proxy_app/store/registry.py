@@ -143,6 +143,9 @@ class Registry:
         The operator's rows are not touched, unless the environment uses the same name: then it wins.
         """
         warnings: list[str] = []
+        if self._has_imported(configured):
+            # No write lock for nothing: another process may hold it for long.
+            return warnings
         with self._writing():
             stored = {row["name"]: row for row in self._db.table("backends").rows}
             for place, backend in enumerate(configured):
@@ -231,6 +234,14 @@ class Registry:
     def _replace(self, table: str, backend_id: int, fresh: Sequence[dict[str, Any]]) -> None:
         self._db.table(table).delete_where("backend_id = ?", [backend_id])
         self._db.table(table).insert_all(fresh)
+
+    def _has_imported(self, configured: Sequence[BackendSettings]) -> bool:
+        with self._mapped():
+            stored = {row["name"]: row for row in self._db.table("backends").rows_where("origin = 'env'")}
+        wanted = {backend.name: rows.backend_row(backend, place) for place, backend in enumerate(configured)}
+        return stored.keys() == wanted.keys() and all(
+            stored[name][key] == value for name, row in wanted.items() for key, value in row.items()
+        )
 
     def _put_backend(self, backend: BackendSettings, place: int, old: Mapping[str, Any] | None) -> None:
         row = rows.backend_row(backend, place)
