@@ -24,9 +24,7 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ftp_pr
 class FakeFactory(Protocol):
     """Starts a fake Ollama server that is stopped after the test."""
 
-    def __call__(
-        self, name: str = ..., models: Iterable[str | FakeModel] = ..., **options: Any
-    ) -> FakeOllama: ...
+    def __call__(self, name: str = ..., models: Iterable[str | FakeModel] = ..., **options: Any) -> FakeOllama: ...
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -44,9 +42,7 @@ def fakes() -> Iterator[FakeFactory]:
     """A factory of fake Ollama servers: `fakes("a", ["llama3"], tokens=20)`."""
     started: list[FakeOllama] = []
 
-    def make(
-        name: str = "fake", models: Iterable[str | FakeModel] = ("tiny",), **options: Any
-    ) -> FakeOllama:
+    def make(name: str = "fake", models: Iterable[str | FakeModel] = ("tiny",), **options: Any) -> FakeOllama:
         fake = FakeOllama(name, models, **options)
         started.append(fake)
         return fake.start()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.fakes import procs
-from tests.fakes.http import fetch
-from tests.fakes.ollama import FakeOllama
+from tests.fakes.http import RawClient, RawResponse, fetch
+from tests.fakes.ollama import FakeModel, FakeOllama
 
 # Polls and health as quick as a test wants them; everything else as shipped.
 QUICK = {
@@ -19,6 +20,28 @@ QUICK = {
     "CARAVAN_SLOW_POLL_INTERVAL": "0.5",
     "CARAVAN_RELOAD_INTERVAL": "0.05",
 }
+# A breaker that is never in the way: for products that many tests share.
+NO_BREAKER = {"CARAVAN_BREAKER_FAILURES": "100", "CARAVAN_BREAKER_OPEN": "0.05"}
+
+# What each inference route is asked in these tests; `model` and `stream` come on top.
+INFERENCE: dict[str, dict[str, Any]] = {
+    "/api/chat": {"messages": [{"role": "user", "content": "hi"}]},
+    "/api/generate": {"prompt": "hi"},
+    "/api/embed": {"input": "hi"},
+    "/api/embeddings": {"prompt": "hi"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100},
+}
+STREAMING = tuple(path for path in INFERENCE if "embed" not in path)
+
+
+def question(path: str, model: str = "tiny", stream: bool | None = None, **more: Any) -> dict[str, Any]:
+    """The body of a request that an inference route answers; without `stream`, the route's own default holds."""
+    asked = {"model": model, **INFERENCE[path], **more}
+    return asked if stream is None else {**asked, "stream": stream}
 
 
 def backends_of(fakes: Iterable[FakeOllama], **common: Any) -> str:
@@ -32,9 +55,7 @@ def environment(fakes: Iterable[FakeOllama], redis_url: str = "", **changes: str
 
 
 @contextmanager
-def gateway(
-    fakes: Iterable[FakeOllama], folder: Path, redis_url: str = "", **changes: str
-) -> Iterator[procs.Process]:
+def gateway(fakes: Iterable[FakeOllama], folder: Path, redis_url: str = "", **changes: str) -> Iterator[procs.Process]:
     """gunicorn in front of these fakes, ready: every backend was looked at and this worker knows it.
 
     Args:
@@ -50,3 +71,89 @@ def gateway(
 def listed(url: str) -> set[str]:
     """The names that `/api/tags` lists right now."""
     return {item["name"] for item in fetch(f"{url}/api/tags").json()["models"]}
+
+
+def mark(fake: FakeOllama) -> str:
+    """The name of a model that this fake alone holds: where it is listed, Caravan sees this fake."""
+    return f"only-{fake.name}:latest"
+
+
+@dataclass(eq=False)
+class Stand:
+    """A product in front of fakes that hold the same models, shared by the tests of a module."""
+
+    process: procs.Process
+    fakes: tuple[FakeOllama, ...]
+
+    @property
+    def url(self) -> str:
+        return self.process.url
+
+    def post(self, path: str, asked: Any = None, **options: Any) -> RawResponse:
+        """POST on a connection of its own; without a question, the route's usual one."""
+        return fetch(self.url + path, "POST", json=question(path) if asked is None else asked, **options)
+
+    def client(self, timeout_s: float = 10.0) -> RawClient:
+        return RawClient(self.url, timeout_s)
+
+    def counts(self, path: str) -> list[int]:
+        """How many requests for a path each fake has got, in order."""
+        return [fake.count(path) for fake in self.fakes]
+
+    def wait_seen(self, *fakes: FakeOllama, deadline_s: float = 10.0) -> None:
+        """Wait until these (all by default) are listed."""
+        wanted = {mark(fake) for fake in fakes or self.fakes}
+        what = f"{sorted(wanted)} are listed"
+        self.process.wait_until(lambda: wanted <= listed(self.url), what, deadline_s)
+
+    def wait_unseen(self, fake: FakeOllama, deadline_s: float = 10.0) -> None:
+        self.process.wait_until(lambda: mark(fake) not in listed(self.url), f"{fake.name} is marked down", deadline_s)
+
+    def tidy(self) -> None:
+        """Bring everything back to its first state, for the next test of the module."""
+        for fake in self.fakes:
+            fake.clear_faults()
+            fake.resume()
+            fake.tokens, fake.token_delay_s, fake.first_token_delay_s = None, 0.0, 0.0
+            fake.wait_idle()
+        self.wait_seen()
+        for fake in self.fakes:
+            fake.forget_requests()
+
+
+@contextmanager
+def stand(
+    folder: Path,
+    names: Iterable[str] = ("a", "b"),
+    models: Iterable[str | FakeModel] = ("tiny",),
+    redis_url: str = "",
+    backends: Mapping[str, Any] | None = None,
+    **changes: str,
+) -> Iterator[Stand]:
+    """A product in front of new fakes that all hold `models`.
+
+    Args:
+        backends: fields for all backends, such as {"priority": 0}.
+        changes: more environment variables; `**NO_BREAKER` where tests must not see each other's failures.
+    """
+    with ExitStack() as stack:
+        fakes = tuple(stack.enter_context(FakeOllama(name, [*models, f"only-{name}"])) for name in names)
+        if backends is not None:
+            changes["OLLAMA_BACKENDS"] = backends_of(fakes, **backends)
+        yield stack.enter_context(served(fakes, folder, redis_url, **changes))
+
+
+@contextmanager
+def served(fakes: Iterable[FakeOllama], folder: Path, redis_url: str = "", **changes: str) -> Iterator[Stand]:
+    """A product in front of these fakes, each of which holds the model that marks it.
+
+    Its refresher runs beside it, as in the Procfile: that is sooner ready than one that a worker misses first.
+    """
+    fakes = tuple(fakes)
+    with (
+        procs.caravan(environment(fakes, redis_url, **changes), folder, "refresh"),
+        gateway(fakes, folder, redis_url, **changes) as process,
+    ):
+        made = Stand(process, fakes)
+        made.wait_seen()
+        yield made

@@ -143,7 +143,8 @@ class RelayBody(Iterator[bytes]):
         self._end("cut")
         message = "the backend's answer was cut off: please try again"
         record = error_record(self.route.dialect, self.upstream.content_type, message, self.tail[-2:])
-        if record is None:
+        # Of an announced length, a record would pass for the rest of the answer.
+        if record is None or self.upstream.length is not None:
             raise _hang_up("the backend's answer was cut off") from exc
         return record
 

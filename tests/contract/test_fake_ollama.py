@@ -96,10 +96,7 @@ def records(body: str) -> list[Any]:
 def steady(value: Any) -> Any:
     """Replace what varies by its type, keeping key order (Ollama's order is fixed)."""
     if isinstance(value, dict):
-        return [
-            (key, type(item).__name__ if key in VOLATILE else steady(item))
-            for key, item in value.items()
-        ]
+        return [(key, type(item).__name__ if key in VOLATILE else steady(item)) for key, item in value.items()]
     if isinstance(value, list):
         return [steady(item) for item in value]
     return value
@@ -132,9 +129,7 @@ def test_recorded_case(recorded_server: FakeOllama, case: dict[str, Any]) -> Non
     answer = send(recorded_server, case)
     assert answer.status == case["status"]
     assert answer.complete
-    wanted_type = case.get("response_content_type") or case.get("response_headers", {}).get(
-        "Content-Type"
-    )
+    wanted_type = case.get("response_content_type") or case.get("response_headers", {}).get("Content-Type")
     assert answer.content_type == wanted_type
     if case.get("response_headers_complete"):
         compare_headers(answer, case["response_headers"])
@@ -256,8 +251,7 @@ def test_inference_loads_and_keep_alive_zero_unloads(fake: FakeOllama) -> None:
 @pytest.mark.parametrize("field", [b'"response_format"\r\n\r\njson', b'"language"\r\n\r\nen'])
 def test_transcription(fake: FakeOllama, field: bytes) -> None:
     parts = [
-        b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n'
-        b"Content-Type: audio/wav\r\n\r\nRIFF\x00\xff",
+        b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\nRIFF\x00\xff',
         b'Content-Disposition: form-data; name="model"\r\n\r\ntiny',
         b"Content-Disposition: form-data; name=" + field,
     ]
@@ -338,9 +332,7 @@ def test_length_of_one_answer(fake: FakeOllama) -> None:
 
 def test_requests_are_recorded_as_they_came(fake: FakeOllama) -> None:
     with RawClient(fake.url) as client:
-        client.send_request(
-            "POST", "/api/show?a=%2F", b'{"model":"tiny"}', {"X-Odd": "1", "x-odd": "2"}
-        )
+        client.send_request("POST", "/api/show?a=%2F", b'{"model":"tiny"}', {"X-Odd": "1", "x-odd": "2"})
         client.read_response()
     request = fake.wait_for("/api/show")
     assert (request.method, request.path) == ("POST", "/api/show?a=%2F")

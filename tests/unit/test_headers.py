@@ -1,0 +1,74 @@
+"""Which headers pass to a backend and back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy_app.domain import Backend
+from proxy_app.upstream.headers import HOP_BY_HOP, own_headers, to_client, to_upstream
+
+PLAIN = Backend(1, "a", "http://a", 0)
+OWN = Backend(2, "b", "http://b", 1, auth_token="sk-b", headers=(("X-Tenant", "one"),))
+tokens = st.from_regex(r"X-[A-Za-z]{1,10}", fullmatch=True)
+
+
+def lower(headers: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def test_a_request_says_via_and_its_id() -> None:
+    assert to_upstream([], PLAIN, "id-1") == {"Via": "1.1 caravan", "X-Request-Id": "id-1"}
+
+
+@pytest.mark.parametrize(
+    "name", ["Authorization", "COOKIE", "x-api-key", "Origin", "Host", "Referer", "X-Forwarded-For"]
+)
+def test_credentials_and_what_a_browser_says_never_go_on(name: str) -> None:
+    assert name.lower() not in lower(to_upstream([(name, "secret")], PLAIN, "id"))
+    assert "secret" not in str(to_upstream([(name, "secret")], OWN, "id"))
+
+
+@pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
+def test_headers_of_one_connection_stay_there(name: str) -> None:
+    pairs = [(name.title(), "x"), ("X-Kept", "y")]
+    assert name not in lower(to_upstream(pairs, PLAIN, "id"))
+    assert to_client(pairs) == [("X-Kept", "y")]
+
+
+@given(st.lists(tokens, min_size=1, max_size=5, unique_by=str.lower), st.data())
+def test_what_connection_names_is_dropped_both_ways(names: list[str], data: st.DataObject) -> None:
+    named = data.draw(st.lists(st.sampled_from(names), unique=True))
+    pairs = [(name, "v") for name in names] + [("Connection", " , ".join(named).upper())]
+    kept = {name.lower() for name in names} - {name.lower() for name in named}
+    assert set(lower(to_upstream(pairs, PLAIN, "id"))) == kept | {"via", "x-request-id"}
+    assert {name.lower() for name, _ in to_client(pairs)} == kept
+
+
+def test_a_client_cannot_name_caravans_own_headers_away() -> None:
+    sent = lower(to_upstream([("Connection", "Authorization, Via, X-Request-Id, X-Tenant")], OWN, "id"))
+    assert sent == {"via": "1.1 caravan", "x-request-id": "id", "authorization": "Bearer sk-b", "x-tenant": "one"}
+
+
+@pytest.mark.parametrize("name", ["X-Tenant", "x-tenant", "X-TENANT"])
+def test_a_client_cannot_send_a_backends_own_header_beside_ours(name: str) -> None:
+    sent = to_upstream([(name, "two")], OWN, "id")
+    assert [value for key, value in sent.items() if key.lower() == "x-tenant"] == ["one"]
+
+
+@pytest.mark.parametrize("name", ["Via", "via", "X-Request-Id", "x-request-id"])
+def test_a_clients_via_and_id_are_replaced_not_doubled(name: str) -> None:
+    sent = to_upstream([(name, "client's")], PLAIN, "id")
+    assert sorted(lower(sent)) == ["via", "x-request-id"]
+    assert "client's" not in sent.values()
+
+
+def test_own_headers_are_those_of_the_settings() -> None:
+    assert own_headers(PLAIN) == {}
+    assert own_headers(OWN) == {"X-Tenant": "one", "Authorization": "Bearer sk-b"}
+
+
+def test_an_answer_keeps_its_headers_in_order_and_twice_where_they_are() -> None:
+    pairs = [("Content-Type", "a"), ("X-B", "1"), ("Content-Length", "5"), ("X-B", "2")]
+    assert to_client([*pairs, ("Set-Cookie", "x"), ("Date", "y"), ("Server", "z"), ("X-Request-Id", "w")]) == pairs

@@ -1,0 +1,1 @@
+"""The product over real sockets: gunicorn workers in front of fakes."""

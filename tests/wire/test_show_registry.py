@@ -1,0 +1,100 @@
+"""Serving while the registry is locked, damaged, or away: nothing that can be answered without it waits for it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tests.conftest import FakeFactory
+from tests.fakes import procs
+from tests.fakes.http import fetch
+from tests.fakes.procs import Process
+from tests.product import environment, gateway, listed
+from tests.wire.shows import cache_of, show, until
+
+# Far above what these answers need, far below any wait for a lock.
+QUICK_S = 0.5
+# Installed and ready, a start may take this long (a bar of the product).
+START_S = 5.0
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Another process holds the registry's write lock."""
+    with closing(sqlite3.connect(file, timeout=5, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+def chat(url: str) -> int:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+    return fetch(f"{url}/api/chat", "POST", json=body).status
+
+
+def slowest_s(process: Process) -> float:
+    """The slowest of all kinds of requests, each of which has to succeed."""
+    url, took = process.url, []
+    for ask in (
+        lambda: show(url, "tiny").status,
+        lambda: show(url, "tiny", verbose=True).status,
+        lambda: process.get("/api/tags").status,
+        lambda: process.get("/api/ps").status,
+        lambda: process.get("/readyz").status,
+        lambda: chat(url),
+    ):
+        for _ in range(5):
+            started = time.monotonic()
+            assert ask() == 200
+            took.append(time.monotonic() - started)
+    return max(took)
+
+
+def test_a_lock_delays_no_request(fakes: FakeFactory, tmp_path: Path) -> None:
+    fake = fakes()
+    with gateway([fake], tmp_path) as process:
+        with locked(tmp_path / "data" / "caravan.db"):
+            process.wait_output("is locked by another process")
+            assert slowest_s(process) < QUICK_S
+            fake.add_model("meanwhile")
+        until(lambda: "meanwhile:latest" in listed(process.url), "learned after the lock")
+
+
+def test_a_server_that_starts_during_a_lock_serves_in_time(fakes: FakeFactory, tmp_path: Path) -> None:
+    fake = fakes()
+    with gateway([fake], tmp_path):
+        pass
+    with locked(tmp_path / "data" / "caravan.db"):
+        started = time.monotonic()
+        with procs.gunicorn(environment([fake]), tmp_path) as process:
+            process.wait_ready("/", deadline_s=25)
+            took = time.monotonic() - started
+            assert "is locked by another process" in process.output
+            assert listed(process.url) == {"tiny:latest"}, "what was learned before is still known"
+            assert took < START_S
+
+
+def test_a_registry_that_is_no_database_is_said_and_serving_goes_on(fakes: FakeFactory, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data" / "caravan.db").write_bytes(b"no database " * 1000)
+    with procs.gunicorn(environment([fakes()]), tmp_path) as process:
+        process.wait_ready("/")
+        process.wait_output("is no SQLite file: move it away")
+        assert process.get("/api/tags").status == 200
+        answer = show(process.url, "tiny")
+        assert (answer.status, answer.header("retry-after") is not None) == (503, True)
+        assert process.get("/readyz").status == 503
+
+
+def test_a_registry_that_is_moved_away_comes_back(fakes: FakeFactory, tmp_path: Path) -> None:
+    """What the message advises has to work, with a restart."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    file = tmp_path / "data" / "caravan.db"
+    file.write_bytes(b"no database " * 1000)
+    with procs.gunicorn(environment([fakes()]), tmp_path) as process:
+        process.wait_ready("/")
+    file.rename(tmp_path / "moved")
+    with gateway([fakes("other")], tmp_path) as process:
+        assert cache_of(show(process.url, "tiny")) == "miss"
