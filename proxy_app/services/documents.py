@@ -114,21 +114,22 @@ class Documents:
         Raises:
             Unavailable: none did.
         """
-        last: Document | None = None
-        # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
-        turns = [*candidates, *candidates] if len(candidates) == 1 else candidates
-        for source in turns:
+        kept: Document | None = None
+        turns = list(candidates)
+        while turns:
+            source = turns.pop(0)
             answer = self._ask_one(source, make_body(source), timeout_s)
-            if answer is None:
-                continue
-            verdict = weigh(answer.status, answer.body, is_listed=source.digest != "")
-            if verdict is Verdict.PASS:
+            verdict = _weigh(answer, source)
+            if verdict is Verdict.PASS and answer is not None:
                 return answer
-            if verdict is not Verdict.MISCONFIGURED and last is None:
-                last = answer
-        if last is None:
+            if verdict is Verdict.MISSING and kept is None and len(candidates) == 1:
+                # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
+                turns.append(source)
+            if verdict is not Verdict.MISCONFIGURED:
+                kept = kept or answer
+        if kept is None:
             raise Unavailable("no backend that holds the model could be reached")
-        return last
+        return kept
 
     def _ask_and_store(self, key: ShowKey, fleet: Fleet, name: ModelName, timeout_s: float) -> Document:
         answer = self.fetch_alone(key, fleet, name, timeout_s)
@@ -192,3 +193,9 @@ class Documents:
                 self._cache.renew_flight(key, token, TOKEN_TTL_MS)
             except CacheAway:
                 return
+
+
+def _weigh(answer: Document | None, source: Source) -> Verdict:
+    if answer is None:
+        return Verdict.FAILED
+    return weigh(answer.status, answer.body, is_listed=source.digest != NO_DIGEST)

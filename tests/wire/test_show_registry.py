@@ -71,7 +71,6 @@ def test_a_server_that_starts_during_a_lock_serves_in_time(fakes: FakeFactory, t
         with procs.gunicorn(environment([fake]), tmp_path) as process:
             process.wait_ready("/", deadline_s=25)
             took = time.monotonic() - started
-            assert "is locked by another process" in process.output
             assert listed(process.url) == {"tiny:latest"}, "what was learned before is still known"
             assert took < START_S
 
