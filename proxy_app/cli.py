@@ -64,8 +64,10 @@ def up() -> None:
     check_exposure(settings)
     open_registry(settings)
     group = Group(_children(settings))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: group.stop())
+    # SIGHUP: the terminal was closed.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: group.stop())
     group.run(lambda: _greet(settings, group))
 
 
@@ -95,7 +97,7 @@ def _greet(settings: Settings, group: Group) -> None:
     except RegistryAway as error:
         click.echo(f"Caravan serves on {address}, but {error}", err=True)
         return
-    if group.is_stopping:
+    if not inspect.wait_listening(settings, FIRST_LOOK_S, lambda: group.is_stopping):
         return
     live = [member for member in seen.members if member.is_live]
     if live:

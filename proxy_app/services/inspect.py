@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,19 @@ def first_look(settings: Settings, patience_s: float, is_over: Callable[[], bool
             time.sleep(LOOK_S)
     finally:
         registry.close()
+
+
+def wait_listening(settings: Settings, patience_s: float, is_over: Callable[[], bool]) -> bool:
+    """Wait until somebody listens where clients will call."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    deadline = time.monotonic() + patience_s
+    while not is_over() and time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, settings.port), timeout=1).close()
+            return True
+        except OSError:
+            time.sleep(LOOK_S)
+    return False
 
 
 def check(settings: Settings) -> list[Finding]:

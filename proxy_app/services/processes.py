@@ -57,7 +57,8 @@ class Child:
 
     def start(self) -> None:
         self.before()
-        self.process = subprocess.Popen(self.command)
+        # In a session of its own: Ctrl-C in a terminal is for us alone, who stop the children in order.
+        self.process = subprocess.Popen(self.command, start_new_session=True)
         self.started_s = time.monotonic()
 
     def look(self) -> None:

@@ -59,13 +59,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: set[socket.socket] = set()
+        self._open = 0
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        self._open += 1
         self._idle.add(client)
         try:
             super().handle(listener, client, addr)
         finally:
             self._idle.discard(client)
+            self._open -= 1
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         self._idle.discard(sock)
@@ -82,9 +85,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_exit(self, sig: int, frame: Any) -> None:
         super().handle_exit(sig, frame)
         # A signal handler must not wait: a greenlet closes what is idle now and what becomes so later.
-        gevent.spawn(self._close_idle)
+        gevent.spawn(self._drain)
 
-    def _close_idle(self) -> None:
+    def _drain(self) -> None:
         app = getattr(self, "wsgi", None)
         if app is not None:
             app.extensions["proxy"].draining = True
@@ -93,6 +96,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 self._idle.discard(client)
                 _shut(client)
             gevent.sleep(LOOK_S)
+            if not self._open:
+                break
+        # gunicorn's own loop would look once a second, twice.
+        hub = gevent.get_hub()
+        hub.loop.run_callback(hub.parent.throw, SystemExit(0))
 
 
 def _shut(client: socket.socket) -> None:

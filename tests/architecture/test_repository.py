@@ -32,9 +32,7 @@ def project_files() -> list[Path]:
     """What git would carry: tracked files and new ones that nothing ignores."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        names = subprocess.run(
-            command, cwd=ROOT, capture_output=True, check=True, text=True
-        ).stdout
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout, so its files cannot be told from others")
     return [path for name in names.split("\0") if name and (path := ROOT / name).is_file()]
@@ -113,10 +111,7 @@ def test_every_direct_dependency_says_why_it_is_there() -> None:
     parser = setup_cfg()
     needed = required_names(parser["options"]["install_requires"])
     needed |= required_names(parser["options.extras_require"]["dev"])
-    explained = {
-        name.lower()
-        for name in re.findall(r"^\| `([^`]+)` \|", read("docs/dependencies.md"), re.M)
-    }
+    explained = {name.lower() for name in re.findall(r"^\| `([^`]+)` \|", read("docs/dependencies.md"), re.M)}
     assert explained == needed | {"setuptools"}
 
 
@@ -165,9 +160,7 @@ def test_compose_file_has_a_fleet_and_a_health_check() -> None:
     assert len(read_backends(caravan["environment"]["OLLAMA_BACKENDS"])) >= 2
     assert "/readyz" in caravan["healthcheck"]["test"][-1]
     load({key: str(value) for key, value in caravan["environment"].items()}, None)
-    assert (
-        ROOT / "deploy" / caravan["build"]["context"] / caravan["build"]["dockerfile"]
-    ).is_file()
+    assert (ROOT / "deploy" / caravan["build"]["context"] / caravan["build"]["dockerfile"]).is_file()
 
 
 def test_containerfile_copies_only_what_exists() -> None:

@@ -1,0 +1,1 @@
+"""What Caravan is compared with: Debian's nginx, and the Flask view that everybody writes first."""
