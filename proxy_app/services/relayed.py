@@ -21,6 +21,9 @@ from proxy_app.upstream.stream import Upstream
 log = logging.getLogger(__name__)
 access = logging.getLogger("caravan.access")
 
+# A valid name is shorter; the rest of an invalid one is nobody's interest.
+LOGGED_NAME = 300
+
 
 class Client(Protocol):
     """The client's side of one request, as the web layer provides it."""
@@ -54,7 +57,7 @@ class Trace:
         fields = {
             "request_id": self.request_id,
             "route": self.route,
-            "model": self.model,
+            "model": self.model[:LOGGED_NAME],
             "status": self.status,
             "outcome": self.outcome,
             "attempts": self.attempts,

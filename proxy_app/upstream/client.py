@@ -61,13 +61,19 @@ class Limits:
     idle_s: float
 
 
-class _Fresh(threading.local):
-    """Did the present call open its connection? Set by the connection itself, read when the call fails."""
+class _Present(threading.local):
+    """The call that a greenlet is making.
+
+    Args:
+        connected: did it open its connection? Set by the connection itself, read when the call fails.
+        send_s: longest time for sending the request.
+    """
 
     connected = False
+    send_s = 60.0
 
 
-_fresh = _Fresh()
+_present = _Present()
 
 
 class _Connection(HTTPConnection):
@@ -80,7 +86,7 @@ class _Connection(HTTPConnection):
     _head = b""
 
     def connect(self) -> None:
-        _fresh.connected = True
+        _present.connected = True
         super().connect()
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -92,6 +98,10 @@ class _Connection(HTTPConnection):
             self._joins, self._head = False, data
             return
         head, self._head = self._head, b""
+        if self.sock is None:
+            self.connect()
+        # urllib3 leaves the time limit of the connect in place, which a long body on a slow line would break.
+        self.sock.settimeout(_present.send_s)
         super().send(head + data if head else data)
 
 
@@ -125,7 +135,7 @@ class UpstreamClient:
         try:
             return self._send(backend, call, limits)
         except ConnectionLost:
-            if _fresh.connected:
+            if _present.connected:
                 raise
             return self._send(backend, call, limits)
 
@@ -135,7 +145,7 @@ class UpstreamClient:
 
     def _send(self, backend: Backend, call: Call, limits: Limits) -> Upstream:
         pool, prefix = self._pool(backend)
-        _fresh.connected = False
+        _present.connected, _present.send_s = False, limits.first_byte_s
         try:
             response = pool.urlopen(
                 call.method,

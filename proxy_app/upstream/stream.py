@@ -157,6 +157,7 @@ class _Pump:
                 watcher.stop()
                 watcher.close()
             self._client.setblocking(True)
+            self._source.settimeout(self._idle_s)
         if isinstance(failure, Truncated):
             failure.tail = self._last[-4:-2]
         if failure is not None:

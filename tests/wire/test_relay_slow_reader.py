@@ -1,0 +1,51 @@
+"""A backend that is slow to take a long request."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import procs
+from tests.fakes.http import fetch
+from tests.fakes.raw import RawServer, raw_server
+from tests.product import QUICK
+
+pytestmark = pytest.mark.leaky
+
+TAGS = {"models": [{"name": "tiny:latest", "model": "tiny:latest", "digest": "d", "details": {}}]}
+# More than the kernel's buffers between two sockets hold.
+BODY = json.dumps({"model": "tiny", "stream": False, "images": ["A" * (24 << 20)]}).encode()
+
+
+def answer(conn: socket.socket, value: object) -> None:
+    body = json.dumps(value).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    conn.sendall(head.encode() + body)
+
+
+def reads_late(conn: socket.socket, server: RawServer) -> None:
+    """Answers GETs at once; leaves a POST unread for three connect timeouts."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += conn.recv(4096)
+    if data.startswith(b"GET"):
+        answer(conn, TAGS)
+        return
+    server.quit.wait(0.6)
+    head, _, body = data.partition(b"\r\n\r\n")
+    got = len(body)
+    while got < len(BODY):
+        got += len(conn.recv(1 << 20))
+    answer(conn, {"done": True, "got": got})
+
+
+def test_the_connect_timeout_does_not_limit_how_long_a_body_may_take(tmp_path: Path) -> None:
+    with raw_server(reads_late) as backend:
+        env = {**QUICK, "OLLAMA_BACKENDS": f"late={backend.url}", "CARAVAN_CONNECT_TIMEOUT": "0.2"}
+        with procs.gunicorn(env, tmp_path) as process:
+            process.wait_ready(deadline_s=20)
+            got = fetch(f"{process.url}/api/chat", "POST", body=BODY)
+    assert (got.status, got.json()) == (200, {"done": True, "got": len(BODY)})
