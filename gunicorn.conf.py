@@ -11,6 +11,7 @@ monkey.patch_all()
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 from proxy_app.errors import ConfigError, RegistryTooNew  # noqa: E402
 from proxy_app.services.setup import open_registry  # noqa: E402
@@ -54,7 +55,14 @@ if os.path.isdir("/dev/shm"):
 def on_starting(server):
     """Set the registry up before there are workers; what only waiting can cure holds nobody up."""
     try:
+        for address in server.address:
+            # `gunicorn -b` may name another address than HOST.
+            if isinstance(address, tuple):
+                check_exposure(replace(settings, host=address[0]))
         open_registry(settings)
+    except ConfigError as error:
+        print(f"caravan: {error}", file=sys.stderr)
+        sys.exit(2)
     except RegistryTooNew as error:
         print(f"caravan: {error}", file=sys.stderr)
         sys.exit(1)

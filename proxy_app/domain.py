@@ -28,6 +28,12 @@ _PART = {
 }
 
 
+# RFC 3986 §3.1; Ollama takes anything, and a name goes into logs, keys and requests.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}")
+# All four parts at their longest, a scheme and a source suffix.
+LONGEST_NAME = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class ModelName:
     """A model's name as Ollama reads it; see `parse`.
@@ -74,7 +80,6 @@ class ModelName:
         return "cloud" if self.is_cloud else "local"
 
 
-@lru_cache(maxsize=4096)
 def parse_name(text: str) -> ModelName:
     """Read a name that a client wrote: source suffix first, then the four parts.
 
@@ -87,6 +92,14 @@ def parse_name(text: str) -> ModelName:
     text = text.strip(_GO_SPACE)
     if not text:
         raise ModelRequired
+    if len(text) > LONGEST_NAME:
+        # Before it could become a key of anything that remembers.
+        raise InvalidModelName
+    return _parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> ModelName:
     base, source = _cut_source(text)
     if source != "unspecified" and _cut_source(base)[1] != "unspecified":
         raise InvalidModelName(f'use either :local or :cloud, not both: "{text}"')
@@ -122,8 +135,10 @@ def _cut_source(text: str) -> tuple[str, Source]:
 
 def _parse_parts(given: str, source: Source, base: str) -> ModelName:
     rest, tag = _cut_tag(base)
-    _, scheme_mark, after_scheme = rest.partition("://")
+    scheme, scheme_mark, after_scheme = rest.partition("://")
     rest = after_scheme if scheme_mark else rest
+    if scheme_mark and not _SCHEME.fullmatch(scheme):
+        raise InvalidModelName
     pieces = rest.rsplit("/", 2)
     defaults = [DEFAULT_HOST, DEFAULT_NAMESPACE]
     host, namespace, model = defaults[: 3 - len(pieces)] + pieces

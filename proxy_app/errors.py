@@ -10,6 +10,7 @@
     ├── RequestError           answered to the client as it is
     │   ├── BadRequest         400
     │   ├── BodyTooLarge       413
+    │   ├── RequestTimeout     408
     │   ├── Forbidden          403
     │   ├── ModelNotFound      404
     │   └── Unavailable        503 with Retry-After
@@ -131,6 +132,13 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "body_too_large"
+
+
+class RequestTimeout(RequestError):
+    """The client stopped in the middle of its request."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class Forbidden(RequestError):

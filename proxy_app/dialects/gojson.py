@@ -1,6 +1,6 @@
 """JSON read as Go's encoding/json reads it: keys fold, the last one wins, bytes after the first value are ignored.
 
-Source: ollama-wire measurements (show_json_forms_200, show_*_400 golden cases) and Go's decode.go.
+Source: recorded answers of Ollama v0.33.0-rc2 (tests/golden/show_json_forms_200, show_*_400) and Go's decode.go.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The inference routes: their dialects, and the texts in which Ollama refuses on each of them.
 
-Source: ollama-wire measurements of v0.33.0-rc2, section 6.5, and the golden cases.
+Source: recorded answers of Ollama v0.33.0-rc2 (tests/golden).
 """
 
 from __future__ import annotations

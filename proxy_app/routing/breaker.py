@@ -57,7 +57,12 @@ def tried(breaker: Breaker, now: float, patience_s: float) -> Breaker:
 
 
 def failed(breaker: Breaker, now: float, rules: BreakerRules, *, refused: bool) -> Breaker:
-    """A request failed in a way that counts against the backend."""
+    """A request failed in a way that counts against the backend.
+
+    While the breaker is open, failures are those of requests that were on their way before: they say nothing new.
+    """
+    if not breaker.is_closed and now < breaker.open_until:
+        return breaker
     failures = breaker.failures + 1
     if breaker.is_closed and not refused and failures < rules.failures:
         return replace(breaker, failures=failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from proxy_app.services.flights import Flights
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.redis import unix_now
+
+log = logging.getLogger(__name__)
 
 CacheState = Literal["hit", "miss", "stale", "bypass"]
 # How often a worker tells Redis which documents were asked for.
@@ -134,7 +137,7 @@ class Catalog:
         fetch = self._documents.fetch_alone if alone else self._documents.fetch
         timeout_s = self._settings.show_timeout_s
         try:
-            document = self._flights.join(key, lambda: self._land(key, fetch(key, fleet, name, timeout_s)))
+            document = self._flights.join(key, lambda: self._land(key, fetch(key, self._fleet_now, name, timeout_s)))
         except Unavailable:
             # Every holder went down just now: what is known is better than nothing.
             if old is None:
@@ -144,6 +147,9 @@ class Catalog:
             # Only what exists: a client could make up names without end.
             self._ask_noted(key, name)
         return ShowAnswer(document.status, "miss", body=document.body)
+
+    def _fleet_now(self) -> Fleet:
+        return self._reloader.fleet
 
     def _land(self, key: ShowKey, document: Document) -> Document:
         if document.status == 200:
@@ -169,10 +175,11 @@ class Catalog:
         self._remember(key, entry)
         state: CacheState = "hit" if self._is_cooling(key) else "stale"
         if state == "stale":
-            self._flights.start(key, lambda: self._revalidate(key, fleet, name))
+            # Not under the document's own key: whoever waits for the document itself wants more than a refresh.
+            self._flights.start(("refresh", key), lambda: self._revalidate(key, name))
         return _served(state, entry)
 
-    def _revalidate(self, key: ShowKey, fleet: Fleet, name: ModelName) -> Document:
+    def _revalidate(self, key: ShowKey, name: ModelName) -> Document:
         """Refresh a cloud document behind a served answer; a failure keeps the old one."""
         self._refreshed[key] = time.monotonic()
         try:
@@ -181,7 +188,7 @@ class Catalog:
             fetched = True
         if fetched:
             timeout_s = self._settings.show_timeout_s
-            return self._land(key, self._documents.fetch(key, fleet, name, timeout_s, fresh=True))
+            return self._land(key, self._documents.fetch(key, self._fleet_now, name, timeout_s, fresh=True))
         newer, _ = self._shared(key)
         if newer is not None:
             self._remember(key, newer)
@@ -221,6 +228,8 @@ class Catalog:
                 self._cache.note_asked(asked)
             except CacheAway:
                 self._asked = {**asked, **self._asked}
+            except Exception:  # the top of a thread
+                log.exception("what was asked for could not be noted")
 
 
 def _all_down(name: ModelName) -> Unavailable:

@@ -29,6 +29,7 @@ TOKEN_TTL_MS = 2000
 RENEW_S = 0.5
 WAIT_STEP_S = 0.015
 LONGEST_DOCUMENT = 64 << 20
+FleetNow = Callable[[], Fleet]
 _JSON_HEADERS = (("Content-Type", "application/json"),)
 
 
@@ -72,16 +73,19 @@ class Documents:
     def __init__(self, cache: ShowCache, upstream: UpstreamClient, connect_s: float) -> None:
         self._cache, self._upstream, self._connect_s = cache, upstream, connect_s
 
-    def fetch(self, key: ShowKey, fleet: Fleet, name: ModelName, timeout_s: float, *, fresh: bool = False) -> Document:
+    def fetch(
+        self, key: ShowKey, fleet_now: FleetNow, name: ModelName, timeout_s: float, *, fresh: bool = False
+    ) -> Document:
         """Get a document that is not cached: from a holder, or from whoever is just fetching it.
 
         Args:
+            fleet_now: gives the Fleet of the moment.
             fresh: ask a holder even if a document with the current digest is stored.
 
         Raises:
             Unavailable: no holder gave an answer.
         """
-        wanted = fleet.digest(key.canonical) if key.space == "local" else None
+        wanted = fleet_now().digest(key.canonical) if key.space == "local" else None
         token = "%032x" % random.getrandbits(128)
         deadline = time.monotonic() + timeout_s
         while True:
@@ -91,22 +95,24 @@ class Documents:
                 found = self._wait(key, wanted, deadline)
             except CacheAway:
                 # One flight per worker is what is left.
-                return self.fetch_alone(key, fleet, name, timeout_s)
+                return self.fetch_alone(key, fleet_now, name, timeout_s)
             if found is not None:
                 return Document(200, found.body, found.digest)
         with self._holding(key, token):
             found = None if fresh else self._stored(key, wanted)
             return (
-                Document(200, found.body, found.digest) if found else self._ask_and_store(key, fleet, name, timeout_s)
+                Document(200, found.body, found.digest)
+                if found
+                else self._ask_and_store(key, fleet_now, name, timeout_s)
             )
 
-    def fetch_alone(self, key: ShowKey, fleet: Fleet, name: ModelName, timeout_s: float) -> Document:
+    def fetch_alone(self, key: ShowKey, fleet_now: FleetNow, name: ModelName, timeout_s: float) -> Document:
         """Get a document from a holder and store it nowhere: Redis is away, and each try of it costs its budget.
 
         Raises:
             Unavailable: see `ask`.
         """
-        return self.ask(sources(fleet, name), lambda source: show_body(source.model, key.verbose), timeout_s)
+        return self.ask(sources(fleet_now(), name), lambda source: show_body(source.model, key.verbose), timeout_s)
 
     def ask(self, candidates: Sequence[Source], make_body: Callable[[Source], bytes], timeout_s: float) -> Document:
         """Ask the candidates in turn until one gives an answer that means something.
@@ -131,9 +137,11 @@ class Documents:
             raise Unavailable("no backend that holds the model could be reached")
         return kept
 
-    def _ask_and_store(self, key: ShowKey, fleet: Fleet, name: ModelName, timeout_s: float) -> Document:
-        answer = self.fetch_alone(key, fleet, name, timeout_s)
-        if answer.status == 200:
+    def _ask_and_store(self, key: ShowKey, fleet_now: FleetNow, name: ModelName, timeout_s: float) -> Document:
+        answer = self.fetch_alone(key, fleet_now, name, timeout_s)
+        # What the fleet holds may have changed meanwhile: a document of yesterday's digest is nobody's any more.
+        current = key.space == "cloud" or fleet_now().digest(key.canonical) == answer.digest
+        if answer.status == 200 and current:
             self._store(key, answer)
         return answer
 
@@ -143,7 +151,7 @@ class Documents:
         try:
             answer = self._upstream.send(source.backend, call, limits)
             try:
-                text = answer.read_up_to(LONGEST_DOCUMENT)
+                text = answer.read_up_to(LONGEST_DOCUMENT, within_s=timeout_s)
                 return Document(answer.status, text, source.digest) if answer.is_complete else None
             finally:
                 answer.close()

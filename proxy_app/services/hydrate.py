@@ -31,7 +31,6 @@ class Hydrator:
         self._failed: dict[ShowKey, float] = {}
         self._wishes: dict[ShowKey, ModelName] = {}
         self._fleet = Fleet()
-        self._idle = threading.Condition(self._lock)
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"hydrate {n}", daemon=True) for n in range(concurrency)
@@ -41,15 +40,19 @@ class Hydrator:
 
     def wish(self, asked: Mapping[str, str]) -> None:
         """Keep these documents too: their keys, and the names by which they were asked for."""
+        wishes = {}
         for text, given in asked.items():
             try:
-                self._wishes[_key(text)] = parse_name(given)
+                wishes[_key(text)] = parse_name(given)
             except (InvalidModelName, ModelRequired, ValueError):
                 continue
+        self._wishes = wishes
 
     def follow(self, fleet: Fleet) -> None:
         """Fetch what this Fleet has and the cache has not."""
         self._fleet = fleet
+        now = time.monotonic()
+        self._failed = {key: at for key, at in self._failed.items() if now - at < RETRY_S}
         if not self._threads:
             return
         wishes = self._wanted(fleet)
@@ -63,10 +66,9 @@ class Hydrator:
             if digest is None or digest != wanted:
                 self._put(key, name)
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until everything that was wished for has been tried; False where time ran out."""
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._open, timeout_s)
+    def is_busy(self) -> bool:
+        """Is anything that was wished for still to be tried?"""
+        return bool(self._open)
 
     def close(self) -> None:
         self._stopped = True
@@ -100,13 +102,12 @@ class Hydrator:
             except Exception:  # the top of a thread
                 log.exception("hydrating %s failed", wish[0])
             finally:
-                with self._idle:
+                with self._lock:
                     self._open.discard(wish[0])
-                    self._idle.notify_all()
 
     def _fetch(self, key: ShowKey, name: ModelName) -> None:
         try:
-            status = self._documents.fetch(key, self._fleet, name, self._timeout_s).status
+            status = self._documents.fetch(key, lambda: self._fleet, name, self._timeout_s).status
             failure = "" if status == 200 else f"answered {status}"
         except CaravanError as exc:
             failure = str(exc)

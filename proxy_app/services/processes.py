@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from proxy_app.services.stopping import StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Group:
 
     def __init__(self, children: Sequence[Child]) -> None:
         self._children = list(children)
-        self._stopping = threading.Event()
+        self._stopping = StopFlag()
 
     def stop(self) -> None:
         """End `run`; safe in a signal handler."""

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from proxy_app.services.fleet import build
 from proxy_app.services.hydrate import Hydrator
 from proxy_app.services.poller import News, Poller
 from proxy_app.services.role import Role
+from proxy_app.services.stopping import StopFlag
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.redis import unix_now
@@ -35,6 +36,9 @@ BEAT_S = 1.0
 # Documents that nobody asked for within this time are not hydrated at start.
 ASKED_S = 7 * 86400
 SWEEP_S = 30.0
+# `--once` gives hydration this long, and looks this often whether it is over.
+HYDRATE_ALL_S = 60.0
+LOOK_S = 0.05
 
 
 @dataclass(slots=True)
@@ -65,7 +69,7 @@ class Refresher:
         self._beat_s = 0.0
         self._swept_s = 0.0
         self._complaint = ""
-        self._stopping = threading.Event()
+        self._stopping = StopFlag()
 
     def stop(self) -> None:
         """End `run` at once; safe in a signal handler."""
@@ -97,12 +101,19 @@ class Refresher:
         ]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 3 * self._settings.poll_timeout_s
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        patience_s = 3 * self._settings.poll_timeout_s
+        self._wait_while(lambda: any(thread.is_alive() for thread in threads), patience_s)
         self._round(self._collect(0))
-        self._hydrator.drain(60.0)
+        self._wait_while(self._hydrator.is_busy, HYDRATE_ALL_S)
         self._hydrator.close()
+        if self._unwritten:
+            raise RegistryAway(self._complaint)
+
+    def _wait_while(self, busy: Callable[[], bool], patience_s: float) -> None:
+        """Wait for work in other threads, but never against a stop."""
+        deadline = time.monotonic() + patience_s
+        while busy() and time.monotonic() < deadline and not self._stopping.wait(LOOK_S):
+            pass
 
     def _ask_once(self, poller: Poller) -> None:
         prober = Prober(poller.backend, self._settings.connect_timeout_s, self._settings.poll_timeout_s)
@@ -129,9 +140,7 @@ class Refresher:
         try:
             for learned in [*map(self._weigh, gathered + self._hung()), *self._forgotten()]:
                 self._note(learned)
-            if self._unwritten:
-                self._registry.learn(self._role.epoch, self._unwritten.values())
-                self._unwritten = {}
+            self._write()
             self._beat()
             self._follow_backends()
             self._sweep()
@@ -144,6 +153,17 @@ class Refresher:
             raise
         except Exception:  # one poisoned answer must not end the refresher
             log.exception("a round failed")
+
+    def _write(self) -> None:
+        """Write what was learned, each backend by itself: what cannot be written of one must not stop the others."""
+        for backend_id, learned in list(self._unwritten.items()):
+            try:
+                self._registry.learn(self._role.epoch, [learned])
+            except (RegistryAway, Fenced):
+                raise
+            except Exception:  # one poisoned answer must not end the refresher
+                log.exception("what backend %s said cannot be written", backend_id)
+            del self._unwritten[backend_id]
 
     def _note(self, learned: Learned) -> None:
         """Add to what has to be written; it stays there until the registry took it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 from proxy_app.errors import Fenced, RegistryAway, RegistryTooNew
 from proxy_app.services.documents import Documents
@@ -12,6 +11,7 @@ from proxy_app.services.refresh import Refresher
 from proxy_app.services.role import Role
 from proxy_app.services.runtime import show_cache
 from proxy_app.services.setup import BOOT_BUSY_S, prepare_registry
+from proxy_app.services.stopping import StopFlag
 from proxy_app.settings import Settings
 from proxy_app.store.redis import RedisGate
 from proxy_app.store.registry import Registry
@@ -32,7 +32,7 @@ class RefresherProcess:
 
     def __init__(self, settings: Settings, *, waits: bool) -> None:
         self._settings, self._waits = settings, waits
-        self._stopping = threading.Event()
+        self._stopping = StopFlag()
         self._refresher: Refresher | None = None
 
     def stop(self) -> None:

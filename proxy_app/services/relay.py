@@ -20,7 +20,6 @@ from proxy_app.errors import (
     Unavailable,
     Unreachable,
     UpstreamError,
-    UpstreamTimeout,
 )
 from proxy_app.routing import policy
 from proxy_app.routing.retry import Verdict, weigh
@@ -70,7 +69,6 @@ class _Search:
     is_listed: bool
     kept: list[_Kept] = field(default_factory=list)
     tried: set[int] = field(default_factory=set)
-    asked_again: bool = False
 
     def untried(self) -> list[policy.Tier]:
         left = [tuple(i for i in tier if i not in self.tried) for tier in self.tiers]
@@ -135,13 +133,13 @@ class Relay:
         try:
             upstream = self.upstream.send(backend, search.call, self.limits)
             answer = self._judge(search, lease, upstream, client)
-        except UpstreamTimeout as exc:
-            give_back(lease, upstream)
-            self.breakers.failed(backend.id)
-            raise _TimedOut(f"the backend did not begin to answer within {self.limits.first_byte_s:g} s") from exc
         except UpstreamError as exc:
             log.info("%s: %s", search.call.request_id, exc)
-            self.breakers.failed(backend.id, refused=isinstance(exc, Unreachable))
+            if exc.counts_against_backend:
+                self.breakers.failed(backend.id, refused=isinstance(exc, Unreachable))
+            if exc.retry == "never":
+                give_back(lease, upstream)
+                raise _TimedOut(f"the backend did not begin to answer within {self.limits.first_byte_s:g} s") from exc
             answer = None
         except BaseException:
             give_back(lease, upstream)
@@ -153,29 +151,28 @@ class Relay:
     def _judge(self, search: _Search, lease: Lease, upstream: Upstream, client: Client) -> Answer | None:
         """Read as much of an answer as it takes to know whether it may be released."""
         if upstream.status >= 300:
-            return self._judge_error(search, lease, upstream)
+            return self._judge_error(search, lease, upstream, client)
         streams = upstream.content_type.startswith(_STREAMS)
         first = _first_record(upstream) if streams else upstream.read_up_to(WHOLE_BYTES)
         if _is_error_record(first):
             kept = _Kept(lease.backend_id, Verdict.FAILED, upstream.status, upstream.reason, upstream.headers, first)
-            return self._judge_failure(search, lease, kept)
+            return self._judge_failure(search, lease, kept, upstream)
         self.breakers.succeeded(lease.backend_id)
         search.trace.status = upstream.status
         search.trace.first_byte_s = time.monotonic() - search.trace.started
         return self._release(search, lease, upstream, first, client)
 
-    def _judge_error(self, search: _Search, lease: Lease, upstream: Upstream) -> Answer | None:
+    def _judge_error(self, search: _Search, lease: Lease, upstream: Upstream, client: Client) -> Answer | None:
         body = upstream.read_up_to(ERROR_BYTES)
         verdict = weigh(upstream.status, body, is_listed=search.is_listed)
         kept = _Kept(lease.backend_id, verdict, upstream.status, upstream.reason, upstream.headers, body)
         if verdict is Verdict.PASS:
             self.breakers.succeeded(lease.backend_id)
-            return self._finished(search, lease, upstream, kept)
-        if verdict is Verdict.MISSING and not search.untried() and not search.kept and not search.asked_again:
+            search.trace.status = upstream.status
+            return self._release(search, lease, upstream, body, client)
+        if verdict is Verdict.MISSING and not search.untried() and not search.kept:
             # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
-            search.asked_again = True
             search.tried.discard(lease.backend_id)
-            return None
         if verdict is Verdict.MISCONFIGURED:
             log.error("%s refuses Caravan with %s: check its token and URL", search.trace.attempts[-1], upstream.status)
             return None
@@ -184,9 +181,7 @@ class Relay:
         search.kept.append(kept)
         return None
 
-    def _judge_failure(
-        self, search: _Search, lease: Lease, kept: _Kept, upstream: Upstream | None = None
-    ) -> Answer | None:
+    def _judge_failure(self, search: _Search, lease: Lease, kept: _Kept, upstream: Upstream) -> Answer | None:
         """Two backends that say the same are believed: it is the client's request that is at fault."""
         twin = next((k for k in search.kept if k.verdict is Verdict.FAILED and k.said == kept.said), None)
         if twin is None:
@@ -195,7 +190,7 @@ class Relay:
         search.kept.remove(twin)
         return self._finished(search, lease, upstream, kept)
 
-    def _finished(self, search: _Search, lease: Lease, upstream: Upstream | None, kept: _Kept) -> Answer:
+    def _finished(self, search: _Search, lease: Lease, upstream: Upstream, kept: _Kept) -> Answer:
         """An answer that is complete in memory."""
         give_back(lease, upstream)
         self._count_failures(search)
@@ -211,6 +206,8 @@ class Relay:
             search.trace.outcome = "complete"
             search.trace.write()
             return Answer(upstream.status, upstream.reason, _with_length(upstream.headers, first), first)
+        if upstream.length is not None:
+            headers.append(("Content-Length", str(upstream.length)))
         body = RelayBody(search.route, search.trace, lease, upstream, first, client, self.breakers)
         return Answer(upstream.status, upstream.reason, headers, body, body.close)
 
@@ -288,5 +285,4 @@ def _error_text(body: bytes) -> str:
 
 
 def _with_length(headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
-    kept = [(name, value) for name, value in to_client(headers) if name.lower() != "content-length"]
-    return [*kept, ("Content-Length", str(len(body)))]
+    return [*to_client(headers), ("Content-Length", str(len(body)))]

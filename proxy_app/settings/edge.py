@@ -45,6 +45,13 @@ class Listening:
         "How long an idle client connection stays open; it is the time limit for request headers too. More than the idle time of what stands in front (nginx 60 s; use 95 on Heroku).",
         unit="s",
     )
+    client_timeout_s: float = setting(
+        "CARAVAN_CLIENT_TIMEOUT",
+        60.0,
+        seconds(0.05),
+        "Longest silence of a client in the middle of its request, and longest time in which it takes nothing of an answer (nginx's default).",
+        unit="s",
+    )
 
 
 @dataclass(frozen=True)

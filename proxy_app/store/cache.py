@@ -13,6 +13,10 @@ _PUT, _GET, _DROP = Script("put_show"), Script("get_show"), Script("drop_show")
 _RENEW, _RELEASE = Script("renew_flight"), Script("release_flight")
 
 
+# How long the body of a big document may wait for its document.
+UNNAMED_S = 60
+
+
 class ShowCache:
     """The shared layer of show documents, and the tokens of those that are being fetched.
 
@@ -61,7 +65,8 @@ class ShowCache:
         size = len(entry.body)
         big = size > BIG_BYTES
         if big:
-            self._gate.run(lambda client: client.set(f"{document}:body", entry.body), big=True)
+            # Until its document names it, the body is nobody's and counts in no budget.
+            self._gate.run(lambda client: client.set(f"{document}:body", entry.body, ex=UNNAMED_S), big=True)
         keys = [document, f"{document}:body", self._lru, self._sizes]
         args = [entry.digest, repr(entry.stored_at), size, b"" if big else entry.body, self._budget]
         self._gate.run(lambda client: _PUT(client, keys, args))

@@ -117,7 +117,10 @@ class LeaseKeeper:
             self._wake.clear()
             if not self._stopping:
                 time.sleep(BATCH_S)
-            self._write()
+            try:
+                self._write()
+            except Exception:  # the top of a thread
+                log.exception("leases could not be written")
 
     def _write(self) -> None:
         with self._lock:

@@ -33,7 +33,7 @@ BIG_BYTES = 256 * 1024
 BIG_TIMEOUT_S = 2.0
 FAILURES_TO_OPEN = 3
 OPEN_S = 2.0
-CONNECTIONS = 64
+CONNECTIONS = 256
 # The longest path that a unix socket's address has room for on Linux, without its final NUL.
 SOCKET_PATH_MAX = 107
 
@@ -112,6 +112,9 @@ class RedisGate:
         # An answer, even an error, shows that Redis is there: full, read-only, wrong type.
         if not isinstance(exc, (redis.ConnectionError, redis.TimeoutError, OSError)):
             return
+        # So does a pool of ours that is all in use.
+        if isinstance(exc, redis.exceptions.MaxConnectionsError):
+            return
         self._failures += 1
         if self._failures >= FAILURES_TO_OPEN:
             self._open(str(exc))
@@ -133,7 +136,7 @@ class RedisGate:
                 return
 
     def _is_there(self) -> bool:
-        return self._private is None or self._private.exists()
+        return self._private is None or (self._private.exists() and self._private.parent.stat().st_uid == os.getuid())
 
     def _answers(self) -> bool:
         try:

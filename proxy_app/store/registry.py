@@ -185,11 +185,6 @@ class Registry:
         with self._writing(epoch):
             self._db.execute("UPDATE roles SET beat_s = ?, rounds = rounds + 1 WHERE role = ?", [now_s, ROLE])
 
-    def release(self, epoch: int) -> None:
-        """Give the role back at a clean stop."""
-        with self._writing(epoch):
-            self._db.execute("UPDATE roles SET holder = '' WHERE role = ?", [ROLE])
-
     def learn(self, epoch: int, learned: Iterable[Learned]) -> None:
         """Write what a round of polls changed, and move the generations that it touched.
 
@@ -200,10 +195,6 @@ class Registry:
             for news in learned:
                 if self._has_backend(news.backend_id):
                     self._learn(news)
-
-    def forget(self, epoch: int, backend_id: int) -> None:
-        """Drop what a backend that stayed dead once held."""
-        self.learn(epoch, [Learned(backend_id, holdings=(), loaded=())])
 
     def note_asked(self, epoch: int, asked: Mapping[str, tuple[str, float]], before: float) -> None:
         """Remember which documents were asked for and when; drop what nobody asked for since `before`."""

@@ -144,6 +144,7 @@ class Sized:
 
     def __init__(self, length: int) -> None:
         self.failure: Truncated | None = None
+        self.length = length
         self._left = length
         self.done = length == 0
 

@@ -5,6 +5,7 @@ Source: RFC 9110 §7.6.1 (hop-by-hop), §7.6.3 (Via); Caddy's and Ollama's own h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from proxy_app.domain import Backend
@@ -46,9 +47,11 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "x-request-id",
 }
 # gunicorn writes its own; a backend's cookie is nobody's business but its own.
-_NOT_DOWNSTREAM = HOP_BY_HOP | {"date", "server", "set-cookie", "x-request-id"}
+_NOT_DOWNSTREAM = HOP_BY_HOP | {"content-length", "date", "server", "set-cookie", "x-request-id"}
 
 VIA = "1.1 caravan"
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 def to_upstream(headers: Iterable[tuple[str, str]], backend: Backend, request_id: str) -> dict[str, str]:
@@ -69,10 +72,22 @@ def own_headers(backend: Backend) -> dict[str, str]:
 
 
 def to_client(headers: Iterable[tuple[str, str]]) -> Pairs:
-    """The headers of an answer as the client gets them; Content-Length stays."""
+    """The headers of an answer as the client gets them, without those that say how long its body is.
+
+    What is no header by RFC 9110 §5 is left out: the server would refuse the whole answer for it.
+    """
     pairs = list(headers)
     dropped = _NOT_DOWNSTREAM | _named_by_connection(pairs)
-    return [(name, value) for name, value in pairs if name.lower() not in dropped]
+    return [(name, value) for name, value in pairs if name.lower() not in dropped and _is_header(name, value)]
+
+
+def _is_header(name: str, value: str) -> bool:
+    return bool(_NAME.fullmatch(name) and _VALUE.fullmatch(value))
+
+
+def clean_reason(reason: str) -> str:
+    """A status line's phrase, or nothing where it is none."""
+    return reason if _VALUE.fullmatch(reason) else ""
 
 
 def _named_by_connection(headers: Pairs) -> frozenset[str]:

@@ -101,7 +101,18 @@ def _object(body: bytes, path: str) -> Mapping[str, Any]:
         raise BadAnswer(f"{path} answered no JSON") from None
     if not isinstance(answer, dict):
         raise BadAnswer(f"{path} answered no object")
+    if b"\\ud" in body.lower() and not _is_text(answer):
+        raise BadAnswer(f"{path} answered text that is no Unicode")
     return answer
+
+
+def _is_text(answer: Mapping[str, Any]) -> bool:
+    """Half a surrogate pair can be read from JSON, and written nowhere."""
+    try:
+        json.dumps(answer, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse(word: str) -> Any:

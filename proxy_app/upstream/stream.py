@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 from typing import Any, cast
 
 import gevent
@@ -15,8 +16,9 @@ import gevent.socket
 import urllib3
 from gevent.event import AsyncResult
 
-from proxy_app.errors import ClientGone, Truncated, UpstreamError
-from proxy_app.upstream.framing import Chunked, chunk, framing_of
+from proxy_app.errors import BadAnswer, ClientGone, Truncated, UpstreamError
+from proxy_app.upstream.framing import Chunked, Sized, chunk, framing_of
+from proxy_app.upstream.headers import clean_reason
 
 READ_BYTES = 65536
 READABLE, WRITABLE = 1, 2
@@ -36,9 +38,11 @@ class Upstream:
         self._http = cast(http.client.HTTPResponse, response._fp)  # type: ignore[attr-defined]
         self._idle_s = idle_s
         self.status = response.status
-        self.reason = response.reason or ""
+        self.reason = clean_reason(response.reason or "")
         self.headers: list[tuple[str, str]] = list(response.headers.iteritems())
         try:
+            if self.status < 200:
+                raise BadAnswer(f"{self.status} is no answer yet, and nobody asked for one")
             self._framing = framing_of(self.status, self.headers)
             self._socket = _socket_of(self._http)
         except BaseException:
@@ -53,8 +57,8 @@ class Upstream:
 
     @property
     def length(self) -> int | None:
-        """The body's length where it was announced."""
-        return next((int(value) for name, value in self.headers if name.lower() == "content-length"), None)
+        """The body's length where that is how it ends."""
+        return self._framing.length if isinstance(self._framing, Sized) else None
 
     @property
     def is_complete(self) -> bool:
@@ -80,15 +84,21 @@ class Upstream:
                 return payload
         return b""
 
-    def read_up_to(self, limit: int) -> bytes:
+    def read_up_to(self, limit: int, within_s: float | None = None) -> bytes:
         """The body up to about `limit` bytes; `is_complete` tells whether that is all.
 
+        Args:
+            within_s: how long all of it may take.
+
         Raises:
-            Truncated: see `read`.
+            Truncated: see `read`; also where it takes too long.
         """
         pieces: list[bytes] = []
         size = 0
+        deadline = None if within_s is None else time.monotonic() + within_s
         while size <= limit and (piece := self.read()):
+            if deadline is not None and time.monotonic() > deadline:
+                raise Truncated(f"not complete after {within_s:g} s")
             pieces.append(piece)
             size += len(piece)
         return b"".join(pieces)
@@ -109,7 +119,8 @@ class Upstream:
 
     def close(self) -> None:
         """Give the connection back, or close it; idempotent."""
-        response, complete = self._response, hasattr(self, "_framing") and self._framing.done
+        response, framing = self._response, getattr(self, "_framing", None)
+        complete = framing is not None and framing.done and framing.failure is None
         if complete and not self._http.will_close:
             # The body was read past http.client's back; this marks it read without touching the socket.
             self._http.close()
@@ -146,6 +157,9 @@ class _Pump:
         self._hung_up = loop.io(client.fileno(), READABLE)
 
     def run(self) -> bytes:
+        if self._framing.failure is not None:
+            raise self._framing.failure
+        client_s = self._client.gettimeout()
         self._source.setblocking(False)
         self._client.setblocking(False)
         try:
@@ -156,7 +170,7 @@ class _Pump:
             for watcher in (self._readable, self._writable, self._hung_up):
                 watcher.stop()
                 watcher.close()
-            self._client.setblocking(True)
+            self._client.settimeout(client_s)
             self._source.settimeout(self._idle_s)
         if isinstance(failure, Truncated):
             failure.tail = self._last[-4:-2]

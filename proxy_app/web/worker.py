@@ -5,6 +5,7 @@ Without it, `SIGTERM` takes gunicorn's whole grace time as soon as one client ke
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Any
@@ -45,8 +46,11 @@ class JoinedResponse(wsgi.Response):  # type: ignore[misc]
 
     def _flush(self, data: bytes) -> None:
         head, self.head = self.head, b""
-        if head or data:
-            self.sock.sendall(head + data)
+        try:
+            if head or data:
+                self.sock.sendall(head + data)
+        except TimeoutError:
+            raise BrokenPipeError(errno.EPIPE, "the client takes nothing") from None
 
 
 # gunicorn has no setting for this; its HTTP/2 code passes a class of its own through the same function.
@@ -72,6 +76,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket.socket, addr: Any) -> None:
         self._idle.discard(sock)
+        # For the body that comes in, and for what goes out; the wait for the next request has its own limit.
+        sock.settimeout(self.wsgi.extensions["proxy"].settings.client_timeout_s)
         connection.serving(req)
         try:
             super().handle_request(listener_name, req, sock, addr)
@@ -80,6 +86,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 # Unread bytes of the request would turn the close into a reset, which can overtake the answer.
                 close_graceful(sock, max_drain=DRAIN_BYTES)
             raise
+        sock.settimeout(None)
         self._idle.add(sock)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -92,7 +99,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if app is not None:
             app.extensions["proxy"].draining = True
         while True:
-            for client in list(self._idle):
+            for client in [each for each in self._idle if not _has_request(each)]:
                 self._idle.discard(client)
                 _shut(client)
             gevent.sleep(LOOK_S)
@@ -101,6 +108,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # gunicorn's own loop would look once a second, twice.
         hub = gevent.get_hub()
         hub.loop.run_callback(hub.parent.throw, SystemExit(0))
+
+
+def _has_request(client: socket.socket) -> bool:
+    """Has a request come that nobody has read yet? It is answered before its connection is closed."""
+    try:
+        return bool(client._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))  # type: ignore[attr-defined]
+    except OSError:
+        return False
 
 
 def _shut(client: socket.socket) -> None:

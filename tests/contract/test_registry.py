@@ -176,7 +176,6 @@ def test_an_old_epoch_can_write_nothing(registry: Registry) -> None:
         lambda: registry.beat(old, 3.0),
         lambda: registry.learn(old, [Learned(backend.id, Health("up"), (held(backend.id),))]),
         lambda: registry.note_asked(old, {"local:m:p": ("m", 3.0)}, 0.0),
-        lambda: registry.release(old),
     ):
         with pytest.raises(Fenced):
             write()

@@ -10,6 +10,7 @@ local old = tonumber(redis.call('HGET', KEYS[4], KEYS[1]) or '0')
 redis.call('HSET', KEYS[1], 'd', ARGV[1], 't', ARGV[2], 's', ARGV[3])
 if ARGV[4] == '' then
   redis.call('HDEL', KEYS[1], 'b')
+  redis.call('PERSIST', KEYS[2])
 else
   redis.call('HSET', KEYS[1], 'b', ARGV[4])
   redis.call('DEL', KEYS[2])
