@@ -15,7 +15,7 @@ from proxy_app.errors import ConfigError, RegistryAway
 from proxy_app.services import inspect, private_redis
 from proxy_app.services.processes import Child, Group, caravan_command, tethered
 from proxy_app.services.refresher_process import RefresherProcess
-from proxy_app.services.setup import open_registry, prepare_registry
+from proxy_app.services.setup import ROOT, check_port_free, open_registry, prepare_registry, start_lock
 from proxy_app.settings import Settings, check_exposure, load
 
 # How long `caravan up` watches for the first look at the backends before it says what it saw.
@@ -62,13 +62,18 @@ def up() -> None:
     """Run everything on this machine: a private Redis (without REDIS_URL), the refresher and the web workers."""
     settings = _settings()
     check_exposure(settings)
+    lock = start_lock(settings)
+    check_port_free(settings)
     open_registry(settings)
     group = Group(_children(settings))
     # SIGHUP: the terminal was closed.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: group.stop())
-    group.run(lambda: _greet(settings, group))
+    try:
+        group.run(lambda: _greet(settings, group))
+    finally:
+        lock.free()
 
 
 def _children(settings: Settings) -> list[Child]:
@@ -84,7 +89,17 @@ def _children(settings: Settings) -> list[Child]:
         )
     if settings.poll_interval_s > 0:
         children.append(Child("refresher", caravan_command("refresh"), 2.0))
-    gunicorn = [sys.executable, "-m", "gunicorn", "wsgi:app"]
+    # By their full paths: `caravan up` may be called from anywhere.
+    gunicorn = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-c",
+        f"{ROOT}/gunicorn.conf.py",
+        "--pythonpath",
+        f"{ROOT}",
+        "wsgi:app",
+    ]
     children.append(Child("web", tethered(gunicorn), settings.grace_s + 2.0))
     return children
 

@@ -270,6 +270,11 @@ class Fleet:
         holders = self.holders.get(canonical)
         return holders[0].digest if holders else None
 
+    @property
+    def is_dark(self) -> bool:
+        """Is no backend up at all? Then nobody can say what does not exist."""
+        return not any(member.is_live for member in self.members)
+
     def live_holders(self, canonical: str) -> tuple[Holding, ...]:
         """Who hosts it and is alive, best first."""
         return tuple(h for h in self.holders.get(canonical, ()) if self.by_id[h.backend_id].is_live)

@@ -23,6 +23,7 @@ class Breakers:
         self._rules, self._patience_s = rules, patience_s
         self._breakers: dict[int, Breaker] = {}
         self._states: dict[int, str] = {}
+        self._names: dict[int, str] = {}
         self.now: Callable[[], float] = time.monotonic
 
     def usable(self, tiers: Sequence[policy.Tier]) -> list[policy.Tier]:
@@ -37,20 +38,22 @@ class Breakers:
 
     def succeeded(self, backend_id: int) -> None:
         if self._breakers.pop(backend_id, CLOSED).openings:
-            log.info("backend %s answers again", backend_id)
+            log.info("backend %s answers again", self._names.get(backend_id, backend_id))
 
     def failed(self, backend_id: int, *, refused: bool = False) -> None:
         before = self._of(backend_id)
         after = breaker.failed(before, self.now(), self._rules, refused=refused)
         self._breakers[backend_id] = after
         if after.openings > before.openings:
-            log.warning("backend %s is skipped for %.1f s", backend_id, after.open_until - after.opened_at)
+            name = self._names.get(backend_id, backend_id)
+            log.warning("backend %s is skipped for %.1f s", name, after.open_until - after.opened_at)
 
     def follow(self, fleet: Fleet) -> None:
         """Forget failures from before a backend's return."""
         for backend_id, member in fleet.by_id.items():
             if member.is_live and self._states.get(backend_id) == "down":
                 self._breakers.pop(backend_id, None)
+        self._names = {backend_id: member.backend.name for backend_id, member in fleet.by_id.items()}
         self._states = {backend_id: member.health.state for backend_id, member in fleet.by_id.items()}
 
     def _of(self, backend_id: int) -> Breaker:

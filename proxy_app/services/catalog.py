@@ -203,6 +203,8 @@ class Catalog:
             return
         if not fleet.complete:
             raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
+        if fleet.is_dark:
+            raise Unavailable("no backend is up")
         raise ModelNotFound(f"model '{name.shortest}' not found")
 
     def _shared(self, key: ShowKey) -> tuple[ShowEntry | None, bool]:

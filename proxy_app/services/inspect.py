@@ -82,7 +82,7 @@ def wait_listening(settings: Settings, patience_s: float, is_over: Callable[[], 
 
 def check(settings: Settings) -> list[Finding]:
     """Look at everything that serving needs."""
-    findings = [Finding("settings", f"{len(settings.fleet)} backends, listening on {settings.host}:{settings.port}")]
+    findings = [Finding("settings", f"{len(settings.fleet)} backend(s), listening on {settings.host}:{settings.port}")]
     findings.append(_check_redis(settings))
     findings += _check_registry(settings)
     findings += [_as_finding(found) for found in probe_all(settings)]
@@ -220,7 +220,9 @@ def _check_registry(settings: Settings) -> list[Finding]:
             registry.close()
     except RegistryAway as exc:
         return [Finding("registry", str(exc), "see above; serving goes on with what is known")]
-    if age is None or age > STALE_S:
+    if age is None:
+        found.append(Finding("refresher", "not running; `caravan up` starts one"))
+    elif age > STALE_S:
         found.append(
             Finding("refresher", "not running", "start `caravan up`, or `caravan refresh`; a web worker starts one too")
         )

@@ -248,6 +248,8 @@ def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str
         raise Unavailable(f"every backend that holds '{name.shortest}' is down")
     if not fleet.complete:
         raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
+    if fleet.is_dark:
+        raise Unavailable("no backend is up")
     raise route.unknown(model)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import socket
+from pathlib import Path
 
-from proxy_app.errors import RegistryAway, RegistryTooNew
+from proxy_app.errors import ConfigError, RegistryAway, RegistryTooNew
+from proxy_app.services.role import FileLock
 from proxy_app.settings import Settings
 from proxy_app.store.registry import Registry
 
 log = logging.getLogger(__name__)
+
+# The checkout: where `wsgi.py` and `gunicorn.conf.py` are.
+ROOT = Path(__file__).resolve().parents[2]
 
 # Longer than a migration by another process (20 ms), shorter than anybody notices at a start.
 BOOT_BUSY_S = 0.5
@@ -47,3 +53,33 @@ def prepare_registry(settings: Settings, busy_s: float = 10.0) -> list[str]:
         return applied
     finally:
         registry.close()
+
+
+def start_lock(settings: Settings) -> FileLock:
+    """Take the data directory for one `caravan up`: a second one would take the first one's Redis away.
+
+    Raises:
+        ConfigError: somebody has it, or it cannot be used.
+    """
+    lock = FileLock(settings.data_dir / "up.lock")
+    try:
+        if lock.take():
+            return lock
+    except OSError as exc:
+        raise ConfigError([f"DATA_DIR: {settings.data_dir} cannot be used: {exc.strerror}"]) from exc
+    raise ConfigError([f"DATA_DIR: another `caravan up` runs on {settings.data_dir}; stop it, or use another folder"])
+
+
+def check_port_free(settings: Settings) -> None:
+    """See to it that we can listen, before anything is started.
+
+    Raises:
+        ConfigError: we cannot.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as exc:
+            raise ConfigError([f"PORT: cannot listen on {settings.host}:{settings.port}: {exc.strerror}"]) from exc

@@ -60,8 +60,14 @@ def _dotenv(path: Path | None) -> dict[str, str]:
 def _unknown_names(environ: Mapping[str, str]) -> list[str]:
     known = {spec.metadata["env"] for spec in fields(Settings)}
     known |= {f"{spec.metadata['env']}_FILE" for spec in fields(Settings) if spec.metadata["secret"]}
-    strange = sorted(name for name in environ if name.startswith("CARAVAN_") and name not in known)
+    strange = sorted(name for name in environ if name not in known and _is_meant(name, known))
     return [f"{name}: no such setting{_did_you_mean(name, known)}" for name in strange]
+
+
+def _is_meant(name: str, known: set[str]) -> bool:
+    """Is it a name of ours, or all but one? Other software has OLLAMA_ names too."""
+    almost = name.startswith("OLLAMA_") and difflib.get_close_matches(name, known, n=1, cutoff=0.93)
+    return name.startswith("CARAVAN_") or bool(almost)
 
 
 def _did_you_mean(name: str, known: set[str]) -> str:
