@@ -22,8 +22,8 @@ BODY = json.dumps({"model": "tiny", "stream": False, "images": ["A" * (24 << 20)
 
 def answer(conn: socket.socket, value: object) -> None:
     body = json.dumps(value).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    conn.sendall(head.encode() + body)
+    lines = ["HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close"]
+    conn.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
 
 def reads_late(conn: socket.socket, server: RawServer) -> None:
@@ -35,7 +35,7 @@ def reads_late(conn: socket.socket, server: RawServer) -> None:
         answer(conn, TAGS)
         return
     server.quit.wait(0.6)
-    head, _, body = data.partition(b"\r\n\r\n")
+    _, _, body = data.partition(b"\r\n\r\n")
     got = len(body)
     while got < len(BODY):
         got += len(conn.recv(1 << 20))
