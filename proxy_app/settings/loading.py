@@ -29,7 +29,9 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".
             raw = _raw(merged, spec)
             if raw is not None:
                 values[spec.name] = spec.metadata["read"](raw)
-        except (ValueError, OSError) as exc:
+        except OSError as exc:
+            problems.append(f"{spec.metadata['env']}_FILE: {exc.filename} cannot be read: {exc.strerror}")
+        except ValueError as exc:
             problems.append(f"{spec.metadata['env']}: {exc}")
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""When `caravan up` does not start, it says why in one sentence."""
+"""What does not start says why in one sentence."""
 
 from __future__ import annotations
 
@@ -38,4 +38,12 @@ def test_a_folder_that_cannot_be_made_is_named(fakes: FakeFactory, tmp_path: Pat
     with procs.caravan_up(env, tmp_path) as process:
         assert process.wait() == 2
         assert "DATA_DIR:" in process.output
+        assert "Traceback" not in process.output
+
+
+def test_gunicorns_own_bind_option_opens_no_door(fakes: FakeFactory, tmp_path: Path) -> None:
+    bind = f"0.0.0.0:{procs.free_port()}"
+    with procs.gunicorn(environment([fakes("one")]), tmp_path, "-b", bind) as process:
+        assert process.wait() == 2
+        assert "HOST: 0.0.0.0 is a public address" in process.output
         assert "Traceback" not in process.output

@@ -39,6 +39,11 @@ def test_a_refused_connection_opens_it_at_once_and_for_less_time() -> None:
     assert opened.allows(101)
 
 
+def test_failures_of_requests_that_were_on_their_way_do_not_prolong_it() -> None:
+    """Twenty streams that break together are one outage."""
+    assert fail(20).open_until == fail(5).open_until
+
+
 def test_each_further_failure_doubles_the_time_up_to_a_limit() -> None:
     state, now, times = fail(5), 100.0, []
     for _ in range(8):

@@ -203,7 +203,7 @@ def test_backends_with_tokens_may_stand_in_a_file(tmp_path: Path) -> None:
 
 def test_a_secrets_file_that_is_not_there_is_a_problem_like_any_other(tmp_path: Path) -> None:
     found = problems({"OLLAMA_AUTH_TOKEN_FILE": str(tmp_path / "none"), "PORT": "x"})
-    assert [problem.partition(":")[0] for problem in found] == ["PORT", "OLLAMA_AUTH_TOKEN"]
+    assert [problem.partition(":")[0] for problem in found] == ["PORT", "OLLAMA_AUTH_TOKEN_FILE"]
 
 
 def test_a_secrets_file_that_is_not_text_is_a_problem_like_any_other(tmp_path: Path) -> None:

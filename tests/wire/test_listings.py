@@ -298,8 +298,9 @@ def listed_strictly(url: str) -> set[str]:
     return {item["name"] for item in tags(url)}
 
 
-def test_an_odd_version_spoils_nobodys_catalogue(fakes: FakeFactory, tmp_path: Path) -> None:
-    odd, good = fakes("odd", ["there"], version="9" * 5000), fakes("good", ["here"])
+@pytest.mark.parametrize("version", ["9" * 5000, "\ud800"], ids=["endless", "half a character"])
+def test_an_odd_version_spoils_nobodys_catalogue(fakes: FakeFactory, tmp_path: Path, version: str) -> None:
+    odd, good = fakes("odd", ["there"], version=version), fakes("good", ["here"])
     with gateway([odd, good], tmp_path) as process:
         until(lambda: "here:latest" in listed(process.url), "the good one's models")
         good.add_model("new")
