@@ -171,15 +171,32 @@ def _probe(backend: Backend, settings: Settings) -> Probed:
 def _as_finding(found: Probed) -> Finding:
     subject = f"backend {found.name}"
     if found.error:
-        cure = (
-            f"check that Ollama runs there and listens (OLLAMA_HOST=0.0.0.0), that no firewall is between: {found.url}"
-        )
-        return Finding(subject, f"{found.url}: {found.error}", cure)
+        return Finding(subject, f"{found.url}: {found.error}", _cure(found.error))
     if not found.models:
         return Finding(
             subject, f"{found.url}: version {found.version}, no models", "pull one there: ollama pull llama3.2"
         )
     return Finding(subject, f"{found.url}: version {found.version}, {found.models} models, {found.latency_ms} ms")
+
+
+_CURES = {
+    "401": "check its auth_token",
+    "403": "check its auth_token and headers",
+    "404": "its URL is that of the server alone, without /api and /v1",
+    "certificate": "add its authority to those this machine trusts, or name a bundle in SSL_CERT_FILE",
+    "plain http": "write http:// in its URL",
+    "is it https": "write https:// in its URL, or check what listens there",
+    "resolved": "check the name in its URL",
+    "no list of models": "that is no Ollama server: check its URL",
+    "no JSON": "that is no Ollama server: check its URL",
+}
+
+
+def _cure(error: str) -> str:
+    known = (cure for word, cure in _CURES.items() if word in error)
+    return next(
+        known, "check that Ollama runs there and listens (OLLAMA_HOST=0.0.0.0), and that no firewall is between"
+    )
 
 
 def _check_redis(settings: Settings) -> Finding:

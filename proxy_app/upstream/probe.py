@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 from requests.exceptions import RequestException
 
@@ -18,6 +20,13 @@ from proxy_app.upstream import headers as rules
 
 # A listing of 20,000 models is about 8 MiB.
 LONGEST_ANSWER = 32 << 20
+
+
+class _SystemTrust(HTTPAdapter):
+    """Trusts what the machine trusts (SSL_CERT_FILE included), as the relay does; requests alone has its own list."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **kwargs)
 
 
 class _NoCookies(RequestsCookieJar):
@@ -33,6 +42,7 @@ class Prober:
         self._connect_s, self._read_s = connect_s, read_s
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.mount("https://", _SystemTrust())
         self._session.cookies = _NoCookies()
         self._session.headers.update(rules.own_headers(backend))
 
@@ -131,11 +141,15 @@ def _mapped(exc: RequestException, path: str, read_s: float) -> UpstreamError:
         return Unreachable("no connection in time")
     if isinstance(exc, requests.Timeout):
         return UpstreamTimeout(f"{path} did not answer within {read_s:g} s")
-    if isinstance(exc, requests.exceptions.SSLError):
-        return Unreachable(f"TLS failed: {exc}")
     text = str(exc)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return Unreachable("its TLS certificate is not trusted on this machine")
+    if isinstance(exc, requests.exceptions.SSLError):
+        return Unreachable("TLS failed: is it plain http there?")
     if "refused" in text:
         return Unreachable("connection refused")
     if "resolve" in text or "Name or service" in text:
         return Unreachable("the name cannot be resolved")
-    return Unreachable(f"{path}: {text}") if isinstance(exc, requests.ConnectionError) else BadAnswer(f"{path}: {text}")
+    if isinstance(exc, requests.ConnectionError):
+        return Unreachable("the connection was closed without an answer: is it https there?")
+    return BadAnswer(f"{path}: no HTTP answer")
