@@ -270,6 +270,16 @@ class Fleet:
         holders = self.holders.get(canonical)
         return holders[0].digest if holders else None
 
+    def drifted(self) -> dict[str, tuple[str, ...]]:
+        """Models that live backends hold with different digests, and the backends that rank last for it."""
+        found = {}
+        for canonical in self.holders:
+            live = self.live_holders(canonical)
+            odd = [held for held in live if held.digest != live[0].digest]
+            if odd:
+                found[live[0].name] = tuple(self.by_id[held.backend_id].backend.name for held in odd)
+        return found
+
     @property
     def is_dark(self) -> bool:
         """Is no backend up at all? Then nobody can say what does not exist."""

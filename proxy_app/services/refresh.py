@@ -264,6 +264,7 @@ class Refresher:
         before = self._fleet
         self._fleet = build(self._registry.snapshot(self._settings.fleet), before)
         self._prune(before)
+        self._warn_of_drift(before)
         for member in self._fleet.members:
             # Go on from what an earlier refresher wrote.
             self._known.setdefault(member.backend.id, _Known(Verdict(member.health.state), member.health))
@@ -279,6 +280,12 @@ class Refresher:
                 if self._polls:
                     self._pollers[backend_id].start()
         self._hydrator.follow(self._fleet)
+
+    def _warn_of_drift(self, before: Fleet) -> None:
+        known = before.drifted()
+        for name, backends in self._fleet.drifted().items():
+            if known.get(name) != backends:
+                log.warning("%s differs from the preferred one on %s: pull it again there", name, ", ".join(backends))
 
     def _prune(self, before: Fleet) -> None:
         """Drop the documents of models that nobody holds any more. What was never seen here may be others'."""

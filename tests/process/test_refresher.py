@@ -161,6 +161,18 @@ def test_what_a_backend_held_is_forgotten_after_its_time(fakes: FakeFactory, tmp
         assert stage.models("other") == {"rest:latest"}
 
 
+def test_a_model_that_drifted_is_told_once(fakes: FakeFactory, tmp_path: Path) -> None:
+    one, two = fakes("one", ["same", "tiny"]), fakes("two", ["same", "tiny"])
+    stage = Stage(tmp_path, [one, two])
+    with stage.refresher() as process:
+        stage.wait_state("up", "one")
+        stage.wait_state("up", "two")
+        two.set_digest("tiny", "f" * 64)
+        process.wait_output("tiny:latest differs from the preferred one on two")
+        more_polls(two)
+        assert process.output.count("differs") == 1
+
+
 def test_removed_models_and_backends_leave_the_registry(fakes: FakeFactory, tmp_path: Path) -> None:
     one, two = fakes("one", ["tiny", "old"]), fakes("two")
     stage = Stage(tmp_path, [one, two])
