@@ -90,16 +90,8 @@ def _children(settings: Settings) -> list[Child]:
     if settings.poll_interval_s > 0:
         children.append(Child("refresher", caravan_command("refresh"), 2.0))
     # By their full paths: `caravan up` may be called from anywhere.
-    gunicorn = [
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "-c",
-        f"{ROOT}/gunicorn.conf.py",
-        "--pythonpath",
-        f"{ROOT}",
-        "wsgi:app",
-    ]
+    places = ["-c", str(ROOT / "gunicorn.conf.py"), "--pythonpath", str(ROOT)]
+    gunicorn = [sys.executable, "-m", "gunicorn", "wsgi:app", *places]
     children.append(Child("web", tethered(gunicorn), settings.grace_s + 2.0))
     return children
 
