@@ -281,6 +281,11 @@ class Fleet:
         return found
 
     @property
+    def forbids_cloud(self) -> bool:
+        """Is there no backend that may use Ollama's cloud, up or down?"""
+        return bool(self.members) and not any(member.allows_cloud for member in self.members)
+
+    @property
     def is_dark(self) -> bool:
         """Is no backend up at all? Then nobody can say what does not exist."""
         return not any(member.is_live for member in self.members)

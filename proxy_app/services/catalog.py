@@ -16,7 +16,7 @@ from proxy_app.dialects.errors import compact
 from proxy_app.domain import Fleet, ModelName, ShowEntry, ShowKey, ShowQuery, parse_name
 from proxy_app.errors import CacheAway, CloudDisabled, ModelNotFound, Unavailable
 from proxy_app.services.documents import Document, Documents, sources
-from proxy_app.services.fleet import FleetReloader
+from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.flights import Flights
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
@@ -104,7 +104,7 @@ class Catalog:
         holders = fleet.live_holders(name.canonical)
         if not query.is_cacheable or (holders and holders[0].is_remote_stub):
             if not holders:
-                raise _all_down(name)
+                raise all_down(name)
             return self._bypass(fleet, name, raw_body)
         key = ShowKey("local", name.canonical, query.verbose)
         entry = self._memory.get(key)
@@ -119,7 +119,7 @@ class Catalog:
         entry = entry or self._memory.get(key)
         if stale_only:
             if entry is None:
-                raise _all_down(name)
+                raise all_down(name)
             return _served("stale", entry)
         if entry is not None and entry.digest == fleet.digest(name.canonical):
             self._remember(key, entry)
@@ -161,7 +161,7 @@ class Catalog:
         return ShowAnswer(document.status, "bypass", body=document.body)
 
     def _show_cloud(self, fleet: Fleet, name: ModelName, query: ShowQuery, raw_body: bytes) -> ShowAnswer:
-        if fleet.members and not any(member.allows_cloud for member in fleet.members):
+        if fleet.forbids_cloud:
             raise CloudDisabled(ollama.SHOW_CLOUD_DISABLED)
         if not query.is_cacheable:
             return self._bypass(fleet, name, raw_body)
@@ -201,10 +201,7 @@ class Catalog:
     def _check_known(self, fleet: Fleet, name: ModelName) -> None:
         if name.canonical in fleet.holders:
             return
-        if not fleet.complete:
-            raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
-        if fleet.is_dark:
-            raise Unavailable("no backend is up")
+        check_seen(fleet)
         raise ModelNotFound(f"model '{name.shortest}' not found")
 
     def _shared(self, key: ShowKey) -> tuple[ShowEntry | None, bool]:
@@ -232,10 +229,6 @@ class Catalog:
                 self._asked = {**asked, **self._asked}
             except Exception:  # the top of a thread
                 log.exception("what was asked for could not be noted")
-
-
-def _all_down(name: ModelName) -> Unavailable:
-    return Unavailable(f"every backend that holds '{name.shortest}' is down")
 
 
 def _served(state: CacheState, entry: ShowEntry) -> ShowAnswer:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from proxy_app.dialects import ollama, openai
-from proxy_app.domain import Fleet, Health, Holding, Listing, Member
-from proxy_app.errors import RegistryAway
+from proxy_app.domain import Fleet, Health, Holding, Listing, Member, ModelName
+from proxy_app.errors import RegistryAway, Unavailable
 from proxy_app.settings import BackendSettings
 from proxy_app.store.registry import Registry, Snapshot
 from proxy_app.store.threads import NativeThread
@@ -85,6 +85,23 @@ def _current_first(group: list[Holding], place: Mapping[int, tuple[bool, int]]) 
 
 def _listing(body: bytes) -> Listing:
     return Listing(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
+def check_seen(fleet: Fleet) -> None:
+    """Can this Fleet say that a model it does not know exists nowhere?
+
+    Raises:
+        Unavailable: it cannot.
+    """
+    if not fleet.complete:
+        raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
+    if fleet.is_dark:
+        raise Unavailable("no backend is up")
+
+
+def all_down(name: ModelName) -> Unavailable:
+    """What is said of a model that only dead backends hold."""
+    return Unavailable(f"every backend that holds '{name.shortest}' is down")
 
 
 class FleetReloader:

@@ -24,7 +24,7 @@ from proxy_app.errors import (
 from proxy_app.routing import policy
 from proxy_app.routing.retry import Verdict, weigh
 from proxy_app.services.breakers import Breakers
-from proxy_app.services.fleet import FleetReloader
+from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.relayed import Answer, Client, RelayBody, Trace, give_back
 from proxy_app.store.leases import Lease, LeaseKeeper
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
@@ -157,8 +157,6 @@ class Relay:
         if _is_error_record(first):
             kept = _Kept(lease.backend_id, Verdict.FAILED, upstream.status, upstream.reason, upstream.headers, first)
             return self._judge_failure(search, lease, kept, upstream)
-        self.breakers.succeeded(lease.backend_id)
-        search.trace.status = upstream.status
         search.trace.first_byte_s = time.monotonic() - search.trace.started
         return self._release(search, lease, upstream, first, client)
 
@@ -167,8 +165,6 @@ class Relay:
         verdict = weigh(upstream.status, body, is_listed=search.is_listed)
         kept = _Kept(lease.backend_id, verdict, upstream.status, upstream.reason, upstream.headers, body)
         if verdict is Verdict.PASS:
-            self.breakers.succeeded(lease.backend_id)
-            search.trace.status = upstream.status
             return self._release(search, lease, upstream, body, client)
         if verdict is Verdict.MISSING and not search.untried() and not search.kept:
             # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
@@ -188,18 +184,21 @@ class Relay:
             search.kept.append(kept)
             return None
         search.kept.remove(twin)
-        return self._finished(search, lease, upstream, kept)
-
-    def _finished(self, search: _Search, lease: Lease, upstream: Upstream, kept: _Kept) -> Answer:
-        """An answer that is complete in memory."""
         give_back(lease, upstream)
+        return self._pass_on(search, kept, "passed_on")
+
+    def _pass_on(self, search: _Search, kept: _Kept, outcome: str) -> Answer:
+        """A backend's own error answer, which is complete in memory."""
         self._count_failures(search)
-        search.trace.status, search.trace.outcome = kept.status, "passed_on"
+        search.trace.status, search.trace.outcome = kept.status, outcome
         search.trace.write()
         return Answer(kept.status, kept.reason, _with_length(kept.headers, kept.body), kept.body)
 
     def _release(self, search: _Search, lease: Lease, upstream: Upstream, first: bytes, client: Client) -> Answer:
+        """An answer that is the client's: it goes out, and says that its backend is well."""
+        self.breakers.succeeded(lease.backend_id)
         self._count_failures(search)
+        search.trace.status = upstream.status
         headers = to_client(upstream.headers)
         if upstream.is_complete:
             give_back(lease, upstream)
@@ -213,13 +212,10 @@ class Relay:
 
     def _give_up(self, search: _Search) -> Answer:
         """Everybody failed: the best candidate's own answer, else one of ours."""
-        self._count_failures(search)
         if not search.kept:
             raise AllFailed(f"no backend that hosts '{search.trace.model}' gave an answer")
         best = search.kept[0]
-        search.trace.status, search.trace.outcome = best.status, best.verdict.value
-        search.trace.write()
-        return Answer(best.status, best.reason, _with_length(best.headers, best.body), best.body)
+        return self._pass_on(search, best, best.verdict.value)
 
     def _count_failures(self, search: _Search) -> None:
         """5xx answers count only now: while somebody may say the same, they may be the client's own mistake."""
@@ -245,11 +241,8 @@ def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str
     if tiers:
         return tiers
     if name.canonical in fleet.holders:
-        raise Unavailable(f"every backend that holds '{name.shortest}' is down")
-    if not fleet.complete:
-        raise Unavailable("Caravan has not seen all its backends yet", retry_after_s=1)
-    if fleet.is_dark:
-        raise Unavailable("no backend is up")
+        raise all_down(name)
+    check_seen(fleet)
     raise route.unknown(model)
 
 
@@ -257,7 +250,7 @@ def _cloud_candidates(fleet: Fleet) -> list[policy.Tier]:
     tiers = policy.cloud_hosts(fleet)
     if tiers:
         return tiers
-    if fleet.members and not any(member.allows_cloud for member in fleet.members):
+    if fleet.forbids_cloud:
         raise CLOUD_DISABLED
     raise Unavailable("no backend that may use the cloud is up")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import socket
 import time
-from typing import Any, cast
+from typing import cast
 
 import gevent
 import gevent.socket
@@ -17,7 +17,7 @@ import urllib3
 from gevent.event import AsyncResult
 
 from proxy_app.errors import BadAnswer, ClientGone, Truncated, UpstreamError
-from proxy_app.upstream.framing import Chunked, Sized, chunk, framing_of
+from proxy_app.upstream.framing import Chunked, Framing, Sized, chunk, framing_of
 from proxy_app.upstream.headers import clean_reason
 
 READ_BYTES = 65536
@@ -144,7 +144,7 @@ class _Pump:
     Back pressure: what the client does not take stops the reading until it does.
     """
 
-    def __init__(self, source: socket.socket, client: socket.socket, framing: Any, idle_s: float) -> None:
+    def __init__(self, source: socket.socket, client: socket.socket, framing: Framing, idle_s: float) -> None:
         self._source, self._client, self._framing, self._idle_s = source, client, framing, idle_s
         self._feed = framing.feed_chunk if isinstance(framing, Chunked) else self._feed_and_frame
         self._pending = b""
