@@ -2,7 +2,7 @@
 
 One epoll loop with finished answers, so that the cores belong to what is measured. A streamed chat has as many tokens
 as `options.num_predict` asks for, paced at `--rate`; each token says its number and the time it left, on the clock that
-all processes of a machine share. Not a simulation of Ollama: that is tests/fakes.
+all processes of a machine share. Not a simulation of Ollama: that is conformance/fakes.
 """
 
 from __future__ import annotations

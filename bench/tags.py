@@ -15,8 +15,8 @@ from bench.load import Spec
 from bench.report import Report, ratio
 from bench.rounds import Row
 from bench.world import Options, RunFailed, Target
-from tests.fakes.http import fetch
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.http import fetch
+from conformance.fakes.ollama import FakeOllama
 
 ABOUT = """GET /api/tags, {connections} clients; calm: caravan, whose clients rest 10 ms between two requests, so that
 delays are its own; hole: the same, one of two backends has just become a black hole; dead: it is marked dead by now"""

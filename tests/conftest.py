@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.fakes.ollama import FakeModel, FakeOllama
+from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.redis import PrivateRedis, find_redis_server
 
 # How long in seconds a thread or socket may take to end after its test.

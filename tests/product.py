@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformance.fakes.http import RawClient, RawResponse, fetch
+from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes import procs
-from tests.fakes.http import RawClient, RawResponse, fetch
-from tests.fakes.ollama import FakeModel, FakeOllama
 
 # Polls and health as quick as a test wants them; everything else as shipped.
 QUICK = {

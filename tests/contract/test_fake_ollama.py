@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from conformance.fakes import faults
+from conformance.fakes.faults import Fault, StreamThen
+from conformance.fakes.http import CutOff, RawClient, RawResponse, fetch
+from conformance.fakes.names import BadReference, parse_name, parse_reference
+from conformance.fakes.ollama import FakeModel, FakeOllama
+from conformance.fakes.raw import answering, dead_address, raw_server, tarpit
 from tests.conftest import FakeFactory
-from tests.fakes import faults
-from tests.fakes.faults import Fault, StreamThen
-from tests.fakes.http import CutOff, RawClient, RawResponse, fetch
-from tests.fakes.names import BadReference, parse_name, parse_reference
-from tests.fakes.ollama import FakeModel, FakeOllama
-from tests.fakes.raw import answering, dead_address, raw_server, tarpit
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIGEST = "95d95ae552f0a94a39e3bdc7f370353e4615ee4fd8c77de68e4a6e8f7a8dd5f1"

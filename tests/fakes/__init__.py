@@ -1,1 +1,1 @@
-"""Stand-ins for what Caravan talks to: Ollama servers, broken peers, clients, processes."""
+"""Processes that tests start: the product itself, Redis, a demo fleet."""

@@ -14,11 +14,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from conformance.fakes.models import FakeModel
+from conformance.fakes.ollama import FakeOllama
+from conformance.fakes.recorded import RecordedRequest
+from conformance.fakes.wire import Exchange
 from proxy_app.settings import load
-from tests.fakes.models import FakeModel
-from tests.fakes.ollama import FakeOllama
-from tests.fakes.recorded import RecordedRequest
-from tests.fakes.wire import Exchange
 
 ROOT = Path(__file__).parents[2]
 DATA_DIR = "data/demo"

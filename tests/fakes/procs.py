@@ -16,8 +16,8 @@ from typing import Self
 
 import psutil
 
-from tests.fakes.http import CutOff, RawResponse, fetch
-from tests.fakes.raw import held_port
+from conformance.fakes.http import CutOff, RawResponse, fetch
+from conformance.fakes.raw import held_port
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

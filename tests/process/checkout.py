@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import ROOT, Process, free_port
 
 # A command that hangs fails its test after this long, in seconds.

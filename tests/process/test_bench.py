@@ -13,9 +13,9 @@ from bench import checks
 from bench.load import Spec
 from bench.wire import BadAnswer
 from bench.world import NGINX, RunFailed, load
+from conformance.fakes.faults import Error500, Fault, LongContentLength, ShortContentLength, Status
+from conformance.fakes.ollama import FakeOllama
 from tests.conftest import FakeFactory
-from tests.fakes.faults import Error500, Fault, LongContentLength, ShortContentLength, Status
-from tests.fakes.ollama import FakeOllama
 from tests.fakes.procs import ROOT
 
 TINY = ("--quick", "--window-s", "0.4", "--streams", "4", "--connections", "2", "--workers", "1")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process
 from tests.process.checkout import command, run, server, up
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.fakes.faults import Stall, StallBeforeHeaders, StreamThen
-from tests.fakes.http import fetch
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.faults import Stall, StallBeforeHeaders, StreamThen
+from conformance.fakes.http import fetch
+from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import ROOT, Process, free_port, gunicorn
 from tests.process.checkout import checkout_view
 

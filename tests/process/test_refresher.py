@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 
+from conformance.fakes.faults import Fault, HugeHeader, StallBeforeHeaders, Status, TrickledHeaders
+from conformance.fakes.models import derived_digest
+from conformance.fakes.ollama import FakeOllama
 from proxy_app.errors import RegistryAway
 from proxy_app.store.registry import Registry, Snapshot
 from tests.conftest import FakeFactory
 from tests.fakes import procs
-from tests.fakes.faults import Fault, HugeHeader, StallBeforeHeaders, Status, TrickledHeaders
-from tests.fakes.models import derived_digest
-from tests.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process, is_alive
 from tests.product import environment, gateway, listed
 from tests.wire.shows import shows, until, until_settled

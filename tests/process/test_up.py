@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fakes.http import fetch
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.http import fetch
+from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process
 from tests.process.checkout import fleet_of, up
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.http import RawResponse, fetch
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.http import RawResponse, fetch
+from conformance.fakes.ollama import FakeOllama
+from conformance.fakes.raw import tarpit
 from tests.fakes.procs import Process
-from tests.fakes.raw import tarpit
 from tests.process.checkout import fleet_of, server, up
 
 MODEL = "llama3.2:1b"

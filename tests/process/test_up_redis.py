@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.http import fetch
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.http import fetch
+from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process, socket_files
 from tests.fakes.redis import PrivateRedis, find_redis_server
 from tests.process.checkout import fleet_of, run, up

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from conformance.fakes.http import fetch
 from tests.conftest import FakeFactory
 from tests.fakes import procs
-from tests.fakes.http import fetch
 from tests.product import environment
 
 

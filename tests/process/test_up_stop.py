@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.faults import Stall, StallBeforeHeaders, StreamThen
-from tests.fakes.http import CutOff, RawClient, RawResponse, encode_json
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.faults import Stall, StallBeforeHeaders, StreamThen
+from conformance.fakes.http import CutOff, RawClient, RawResponse, encode_json
+from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process, idle_connections, socket_files
 from tests.process.checkout import fleet_of, server, up
 

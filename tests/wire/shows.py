@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from conformance.fakes.http import RawResponse, fetch
+from conformance.fakes.ollama import FakeModel, FakeOllama, RecordedRequest
 from tests.fakes import procs
-from tests.fakes.http import RawResponse, fetch
-from tests.fakes.ollama import FakeModel, FakeOllama, RecordedRequest
 from tests.product import environment, listed
 
 # Deadline in seconds of a wait; a healthy run needs a fraction.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.http import CutOff, RawClient, RawResponse
+from conformance.fakes.http import CutOff, RawClient, RawResponse
 from tests.product import INFERENCE, NO_BREAKER, Stand, question, stand
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.

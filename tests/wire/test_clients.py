@@ -15,8 +15,8 @@ import ollama
 import openai
 import pytest
 
-from tests.fakes import faults
-from tests.fakes.ollama import FakeModel
+from conformance.fakes import faults
+from conformance.fakes.ollama import FakeModel
 from tests.product import NO_BREAKER, Stand, question, stand
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.

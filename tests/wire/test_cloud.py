@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.faults import EofBeforeHeaders, Error500, Fault, StallBeforeHeaders, Status
-from tests.fakes.http import fetch
-from tests.fakes.ollama import FakeModel, FakeOllama, RecordedRequest
+from conformance.fakes.faults import EofBeforeHeaders, Error500, Fault, StallBeforeHeaders, Status
+from conformance.fakes.http import fetch
+from conformance.fakes.ollama import FakeModel, FakeOllama, RecordedRequest
 from tests.fakes.procs import Process
 from tests.fakes.redis import PrivateRedis
 from tests.wire.shows import cache_of, gateway, publish, show, until, until_settled

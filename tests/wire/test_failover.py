@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.fakes import faults
-from tests.fakes.faults import Fault
-from tests.fakes.http import CutOff, RawResponse, fetch
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes import faults
+from conformance.fakes.faults import Fault
+from conformance.fakes.http import CutOff, RawResponse, fetch
+from conformance.fakes.ollama import FakeOllama
 from tests.product import INFERENCE, NO_BREAKER, STREAMING, Stand, question, stand
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.

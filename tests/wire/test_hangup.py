@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes import faults
-from tests.fakes.http import RawClient
-from tests.fakes.recorded import RecordedRequest
+from conformance.fakes import faults
+from conformance.fakes.http import RawClient
+from conformance.fakes.recorded import RecordedRequest
 from tests.product import INFERENCE, NO_BREAKER, STREAMING, Stand, question, stand
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.

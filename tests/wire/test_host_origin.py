@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from conformance.fakes.http import RawClient, RawResponse
+from conformance.fakes.ollama import FakeOllama
 from tests.conftest import FakeFactory
-from tests.fakes.http import RawClient, RawResponse
-from tests.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process
 from tests.wire.shows import gateway
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from conformance.fakes.faults import Status
+from conformance.fakes.http import RawClient, fetch
+from conformance.fakes.models import derived_digest, tags_item
+from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.conftest import FakeFactory
-from tests.fakes.faults import Status
-from tests.fakes.http import RawClient, fetch
-from tests.fakes.models import derived_digest, tags_item
-from tests.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.procs import ROOT, Process
 from tests.product import listed
 from tests.wire.shows import gateway, until

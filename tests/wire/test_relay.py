@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fakes import faults
-from tests.fakes.faults import Fault
-from tests.fakes.http import CutOff, RawClient, RawResponse, fetch
-from tests.fakes.ollama import FakeModel, FakeOllama
+from conformance.fakes import faults
+from conformance.fakes.faults import Fault
+from conformance.fakes.http import CutOff, RawClient, RawResponse, fetch
+from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.redis import PrivateRedis
 from tests.product import INFERENCE, NO_BREAKER, STREAMING, Stand, backends_of, question, served, stand
 

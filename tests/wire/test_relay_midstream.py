@@ -11,9 +11,9 @@ import ollama
 import openai
 import pytest
 
-from tests.fakes import faults
-from tests.fakes.faults import StreamThen
-from tests.fakes.http import RawResponse
+from conformance.fakes import faults
+from conformance.fakes.faults import StreamThen
+from conformance.fakes.http import RawResponse
 from tests.product import NO_BREAKER, STREAMING, Stand, question, stand
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from conformance.fakes.http import fetch
+from conformance.fakes.raw import RawServer, raw_server
 from tests.fakes import procs
-from tests.fakes.http import fetch
-from tests.fakes.raw import RawServer, raw_server
 from tests.product import QUICK
 
 pytestmark = pytest.mark.leaky

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.faults import EofBeforeHeaders, Error500, Fault, Redirect, RstBeforeHeaders, Status
-from tests.fakes.http import fetch
-from tests.fakes.models import derived_digest
-from tests.fakes.ollama import FakeModel, FakeOllama
+from conformance.fakes.faults import EofBeforeHeaders, Error500, Fault, Redirect, RstBeforeHeaders, Status
+from conformance.fakes.http import fetch
+from conformance.fakes.models import derived_digest
+from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.procs import Process
 from tests.fakes.redis import PrivateRedis
 from tests.product import listed

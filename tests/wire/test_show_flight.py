@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 
+from conformance.fakes.faults import Error500, Fault, StallBeforeHeaders
+from conformance.fakes.http import CutOff, RawClient
+from conformance.fakes.ollama import FakeOllama
+from conformance.fakes.wire import Exchange
 from tests.conftest import FakeFactory
-from tests.fakes.faults import Error500, Fault, StallBeforeHeaders
-from tests.fakes.http import CutOff, RawClient
-from tests.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process
-from tests.fakes.wire import Exchange
 from tests.wire.shows import cache_of, gateway, show, shows, until
 
 CLIENTS = 200

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from conformance.fakes.models import derived_digest
+from conformance.fakes.ollama import FakeModel
 from tests.conftest import FakeFactory
-from tests.fakes.models import derived_digest
-from tests.fakes.ollama import FakeModel
 from tests.fakes.procs import ROOT, Process, caravan
 from tests.fakes.redis import PrivateRedis
 from tests.product import environment, listed

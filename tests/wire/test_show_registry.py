@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from conformance.fakes.http import fetch
 from tests.conftest import FakeFactory
 from tests.fakes import procs
-from tests.fakes.http import fetch
 from tests.fakes.procs import Process
 from tests.product import environment, gateway, listed
 from tests.wire.shows import cache_of, show, until

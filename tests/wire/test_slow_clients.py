@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from conformance.fakes.http import RawClient
 from tests.conftest import FakeFactory
-from tests.fakes.http import RawClient
 from tests.product import gateway
 
 pytestmark = pytest.mark.leaky

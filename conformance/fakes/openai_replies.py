@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tests.fakes.answers import SSE, Answer, go_json
-from tests.fakes.replies import (
+from conformance.fakes.answers import SSE, Answer, go_json
+from conformance.fakes.replies import (
     EVENT_HEADERS,
     PROMPT_TOKENS,
     VECTOR,

@@ -1,17 +1,17 @@
-"""A fake Ollama server as a process of its own, for benches: `python -m tests.fakes.ollama`."""
+"""A fake Ollama server as a process of its own, for benches: `python -m conformance.fakes.ollama`."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 
-from tests.fakes.ollama import FakeOllama
+from conformance.fakes.ollama import FakeOllama
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.fakes.ollama", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m conformance.fakes.ollama", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="default: picked by the kernel")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--name", default="fake", help="it appears in every answer")

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tests.fakes.answers import Answer
-from tests.fakes.raw import fill_backlog, held_port
-from tests.fakes.recorded import RecordedRequest
-from tests.fakes.wire import Connection, Exchange
+from conformance.fakes.answers import Answer
+from conformance.fakes.raw import fill_backlog, held_port
+from conformance.fakes.recorded import RecordedRequest
+from conformance.fakes.wire import Connection, Exchange
 
 # Bound in seconds for anything a test asks the loop to do; a longer answer is a bug of the fake.
 COMMAND_DEADLINE_S = 5.0

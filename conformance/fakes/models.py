@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tests.fakes.names import Name, parse_name
+from conformance.fakes.names import Name, parse_name
 
 DEFAULT_MODIFIED = "2026-11-21T11:58:56.190013695Z"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tests.fakes.answers import (
+from conformance.fakes.answers import (
     JSON_PLAIN,
     NDJSON,
     SSE,

@@ -5,7 +5,7 @@
         ...
         assert fake.count("/api/chat") == 2
 
-Alone: `python -m tests.fakes.ollama --port 11500 --model llama3 --tokens 50`.
+Alone: `python -m conformance.fakes.ollama --port 11500 --model llama3 --tokens 50`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from tests.fakes.faults import Fault
-from tests.fakes.machine import Machine
-from tests.fakes.models import FakeModel
-from tests.fakes.recorded import RecordedRequest
-from tests.fakes.routes import Routes
-from tests.fakes.server import Server, matches
-from tests.fakes.store import ModelStore
-from tests.fakes.wire import Exchange
+from conformance.fakes.faults import Fault
+from conformance.fakes.machine import Machine
+from conformance.fakes.models import FakeModel
+from conformance.fakes.recorded import RecordedRequest
+from conformance.fakes.routes import Routes
+from conformance.fakes.server import Server, matches
+from conformance.fakes.store import ModelStore
+from conformance.fakes.wire import Exchange
 
 __all__ = ["FakeModel", "FakeOllama", "FaultRule", "RecordedRequest"]
 
@@ -255,6 +255,6 @@ class FakeOllama(Machine):
 
 
 if __name__ == "__main__":
-    from tests.fakes.standalone import main
+    from conformance.fakes.standalone import main
 
     main()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.fakes import replies
-from tests.fakes.answers import Answer, json_answer
-from tests.fakes.decode import RequestError, decode, duration_s
-from tests.fakes.machine import Desk, Found
-from tests.fakes.names import parse_name, parse_reference
-from tests.fakes.recorded import RecordedRequest
+from conformance.fakes import replies
+from conformance.fakes.answers import Answer, json_answer
+from conformance.fakes.decode import RequestError, decode, duration_s
+from conformance.fakes.machine import Desk, Found
+from conformance.fakes.names import parse_name, parse_reference
+from conformance.fakes.recorded import RecordedRequest
 
 INTEGER_OPTIONS = frozenset({"num_ctx", "num_batch", "num_gpu", "num_predict", "num_thread", "seed"})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from tests.fakes.answers import Answer
-from tests.fakes.replies import (
+from conformance.fakes.answers import Answer
+from conformance.fakes.replies import (
     EVENT_HEADERS,
     PROMPT_TOKENS,
     Reply,

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from tests.fakes.answers import (
+from conformance.fakes.answers import (
     BUSY,
     JSON_UTF8,
     SSE,
@@ -29,7 +29,7 @@ from tests.fakes.answers import (
     redirect_answer,
     runner_error,
 )
-from tests.fakes.wire import LAST_CHUNK, Exchange, chunk, head_bytes
+from conformance.fakes.wire import LAST_CHUNK, Exchange, chunk, head_bytes
 
 Until = threading.Event | float | None
 GARBAGE = b"\x00\xffthis is neither a chunk nor JSON\r\n"

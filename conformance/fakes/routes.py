@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable
 from urllib.parse import unquote, urlsplit
 
-from tests.fakes import compat_routes, native_routes, read_routes, store_routes
-from tests.fakes.answers import (
+from conformance.fakes import compat_routes, native_routes, read_routes, store_routes
+from conformance.fakes.answers import (
     Answer,
     error_answer,
     json_answer,
@@ -17,9 +17,9 @@ from tests.fakes.answers import (
     redirect_answer,
     text_answer,
 )
-from tests.fakes.decode import RequestError
-from tests.fakes.machine import Desk, Machine
-from tests.fakes.recorded import RecordedRequest
+from conformance.fakes.decode import RequestError
+from conformance.fakes.machine import Desk, Machine
+from conformance.fakes.recorded import RecordedRequest
 
 Handler = Callable[[Desk, RecordedRequest], Answer]
 LOCAL_ORIGIN = re.compile(r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0)(:\d+)?|(app|file|tauri)://.*)")

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.fakes.answers import Header
+from conformance.fakes.answers import Header
 
 
 @dataclass(eq=False)

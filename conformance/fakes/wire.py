@@ -17,11 +17,11 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from tests.fakes.answers import Answer, Header
-from tests.fakes.recorded import BadRequest, RecordedRequest, body_from, parse_head
+from conformance.fakes.answers import Answer, Header
+from conformance.fakes.recorded import BadRequest, RecordedRequest, body_from, parse_head
 
 if TYPE_CHECKING:
-    from tests.fakes.server import Server
+    from conformance.fakes.server import Server
 
 # How often a wait on a test's threading.Event looks at it, in seconds: well below any deadline.
 EVENT_TICK_S = 0.003

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
 from typing import Any
 
-from tests.fakes.answers import Answer, error_answer, runner_error
-from tests.fakes.decode import RequestError, duration_s
-from tests.fakes.models import FakeModel
-from tests.fakes.names import BadReference, Name, parse_name, parse_reference
-from tests.fakes.replies import MID_ERRORS, Reply
-from tests.fakes.store import ModelStore
+from conformance.fakes.answers import Answer, error_answer, runner_error
+from conformance.fakes.decode import RequestError, duration_s
+from conformance.fakes.models import FakeModel
+from conformance.fakes.names import BadReference, Name, parse_name, parse_reference
+from conformance.fakes.replies import MID_ERRORS, Reply
+from conformance.fakes.store import ModelStore
 
 # What an answer goes on with when a test wants it longer than its sentence.
 FILLER = (" The", " quick", " brown", " fox", " jumps", " over", " the", " lazy", " dog", ".")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
-from tests.fakes.answers import Answer, json_answer
-from tests.fakes.decode import decode
-from tests.fakes.machine import Desk
-from tests.fakes.models import ShowAsk, openai_item, ps_item, show_document, tags_item
-from tests.fakes.recorded import RecordedRequest
-from tests.fakes.replies import line_answer
+from conformance.fakes.answers import Answer, json_answer
+from conformance.fakes.decode import decode
+from conformance.fakes.machine import Desk
+from conformance.fakes.models import ShowAsk, openai_item, ps_item, show_document, tags_item
+from conformance.fakes.recorded import RecordedRequest
+from conformance.fakes.replies import line_answer
 
 
 def root(desk: Desk, request: RecordedRequest) -> Answer:

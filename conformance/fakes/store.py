@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from tests.fakes.models import FakeModel, as_model
-from tests.fakes.names import Name, parse_name
+from conformance.fakes.models import FakeModel, as_model
+from conformance.fakes.names import Name, parse_name
 
 
 def later_text(seconds: float) -> str:

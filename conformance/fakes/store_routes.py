@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.fakes.answers import JSON_PLAIN, Answer, json_answer
-from tests.fakes.decode import RequestError, decode
-from tests.fakes.machine import NO_CLOUD, Desk
-from tests.fakes.models import FakeModel, derived_digest
-from tests.fakes.names import Name, parse_name
-from tests.fakes.recorded import RecordedRequest
-from tests.fakes.replies import progress
+from conformance.fakes.answers import JSON_PLAIN, Answer, json_answer
+from conformance.fakes.decode import RequestError, decode
+from conformance.fakes.machine import NO_CLOUD, Desk
+from conformance.fakes.models import FakeModel, derived_digest
+from conformance.fakes.names import Name, parse_name
+from conformance.fakes.recorded import RecordedRequest
+from conformance.fakes.replies import progress
 
 
 def pull(desk: Desk, request: RecordedRequest) -> Answer:

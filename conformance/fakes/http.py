@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from tests.fakes.raw import reset
+from conformance.fakes.raw import reset
 
 Ended = Literal["complete", "cut"]
 # Bound in seconds for any single read; a test that needs another says so.

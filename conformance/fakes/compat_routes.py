@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.fakes import anthropic_replies, openai_replies
-from tests.fakes.answers import Answer, text_answer
-from tests.fakes.decode import RequestError, decode, multipart_fields
-from tests.fakes.machine import Desk
-from tests.fakes.native_routes import check_capabilities, embed_inputs, embedder, prompt_of
-from tests.fakes.recorded import RecordedRequest
-from tests.fakes.replies import Reply, line_answer
+from conformance.fakes import anthropic_replies, openai_replies
+from conformance.fakes.answers import Answer, text_answer
+from conformance.fakes.decode import RequestError, decode, multipart_fields
+from conformance.fakes.machine import Desk
+from conformance.fakes.native_routes import check_capabilities, embed_inputs, embedder, prompt_of
+from conformance.fakes.recorded import RecordedRequest
+from conformance.fakes.replies import Reply, line_answer
 
 
 def compat(desk: Desk, request: RecordedRequest, fields: Mapping[str, Any], prompt: str) -> Reply | Answer:

@@ -1,0 +1,1 @@
+"""A public suite that asks any gateway in front of scripted backends: is it faithful, is it honest?"""
