@@ -14,7 +14,7 @@ import sys  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
 from proxy_app.errors import ConfigError, RegistryTooNew  # noqa: E402
-from proxy_app.services.setup import open_registry  # noqa: E402
+from proxy_app.services.setup import open_registry, room_for_connections  # noqa: E402
 from proxy_app.services.tether import tether  # noqa: E402
 from proxy_app.settings import check_exposure, load  # noqa: E402
 
@@ -30,7 +30,7 @@ host = f"[{settings.host}]" if ":" in settings.host else settings.host
 bind = f"{host}:{settings.port}"
 workers = settings.workers
 worker_class = "proxy_app.web.worker.Worker"
-worker_connections = 2000
+worker_connections = room_for_connections()
 # The idle time of client connections, and the time limit for request headers too.
 keepalive = settings.keepalive_s
 # The hub's heartbeat, not a limit for requests; a hub that is blocked this long is lost.
@@ -42,6 +42,8 @@ max_requests = 0
 http_parser = "python"
 # No path is rewritten by a header, even where FORWARDED_ALLOW_IPS is `*` (Heroku sets that).
 forwarder_headers = ""
+# Nor is the scheme: CARAVAN_TRUSTED_HOPS says whom to believe.
+secure_scheme_headers = {}
 # Its owner could reload or stop the server; several instances under one user would share it.
 control_socket_disable = True
 accesslog = None

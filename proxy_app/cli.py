@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from conformance.cli import conformance
 from proxy_app import __version__, telemetry
 from proxy_app.errors import ConfigError, RegistryAway
 from proxy_app.services import inspect, private_redis
@@ -28,6 +29,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.version_option(__version__)
 def caravan() -> None:
     """One address for a whole fleet of Ollama servers."""
+
+
+caravan.add_command(conformance)
 
 
 def main() -> None:

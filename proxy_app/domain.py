@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from proxy_app.errors import InvalidModelName, ModelRequired
 
 Digest = NewType("Digest", str)
 """A manifest's sha256 in hex, as `/api/tags` gives it: the freshness boundary of a show document."""
+
+Buffer = bytes | mmap.mmap
+"""Bytes in memory, or in a file that the kernel reads where it is looked at."""
 
 Source = Literal["unspecified", "local", "cloud"]
 
@@ -185,7 +189,14 @@ State = Literal["unknown", "up", "down"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the refresher last learned of a backend. `since` is UTC seconds, `latency_s` that of the last good probe."""
+    """What the refresher last learned of a backend.
+
+    Args:
+        since: UTC seconds.
+        latency_s: of the last good probe.
+        cloud_source: what switched the cloud off: env, config or both.
+        recommendations: its `/api/experimental/model-recommendations`, as JSON.
+    """
 
     state: State = "unknown"
     since: float = 0.0
@@ -193,6 +204,8 @@ class Health:
     cloud_disabled: bool | None = None
     latency_s: float | None = None
     error: str | None = None
+    cloud_source: str | None = None
+    recommendations: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +263,8 @@ class Fleet:
         members: by config order (priority, then position).
         holders: canonical name -> holdings, live backends first, those with the current digest before
             those that drifted, then by config order. Dead backends' holdings come last: remembered.
+        warm: canonical name -> backends that had it loaded at the last poll.
+        status, recommendations: finished answers of Ollama's routes of these names.
         discovered: is a backend up, or was every one probed at least once?
         complete: was every one probed at least once?
     """
@@ -260,6 +275,9 @@ class Fleet:
     tags: Listing = Listing(b'{"models":[]}', '"empty"')
     models: Listing = Listing(b'{"object":"list","data":[]}', '"empty"')
     loaded: bytes = b'{"models":[]}'
+    warm: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    status: bytes = b'{"cloud":{"disabled":false,"source":"none"}}'
+    recommendations: bytes = b'{"recommendations":[]}'
     version: str = "0.0.0"
     discovered: bool = False
     complete: bool = False

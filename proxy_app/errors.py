@@ -5,10 +5,12 @@
     ├── StoreError             Redis or SQLite did not do as asked
     │   ├── CacheAway          Redis refused, paused, slow or full
     │   ├── RegistryAway       SQLite locked, read-only, full or corrupt
-    │   │   └── RegistryTooNew   written by a newer Caravan
+    │   │   ├── RegistryTooNew   written by a newer Caravan
+    │   │   └── RegistryDamaged  no SQLite file any more
     │   └── Fenced             another refresher holds a later epoch
     ├── RequestError           answered to the client as it is
     │   ├── BadRequest         400
+    │   ├── Loop               508
     │   ├── BodyTooLarge       413
     │   ├── RequestTimeout     408
     │   ├── Forbidden          403
@@ -22,6 +24,7 @@
         └── Truncated          the answer began and was cut
 
     ClientGone (BaseException) the client hung up: not an error of ours or of a backend
+    Stopping (BaseException)   the worker has to end, and its grace time is over
 
 `retry` says whether another backend may get the same request: `always` (nothing was sent),
 `if_idempotent` (it may have been received; inference changes no state, so it may be repeated until the
@@ -77,6 +80,12 @@ class RegistryTooNew(RegistryAway):
     """The registry holds migrations that this version does not know."""
 
     code = "registry_too_new"
+
+
+class RegistryDamaged(RegistryAway):
+    """The registry's file cannot be read as a database; a new one is filled from the settings and the backends."""
+
+    code = "registry_damaged"
 
 
 class Fenced(StoreError):
@@ -146,6 +155,16 @@ class Forbidden(RequestError):
 
     status = 403
     code = "forbidden"
+
+
+class Loop(RequestError):
+    """The request has been here before: a backend's URL leads back to Caravan."""
+
+    status = 508
+    code = "loop"
+
+    def __init__(self) -> None:
+        super().__init__("the request came back to Caravan: one of its backends is Caravan itself")
 
 
 class CloudDisabled(Forbidden):
@@ -230,4 +249,11 @@ class ClientGone(BaseException):
 
     A `BaseException`, as `gevent.Timeout` is: it is thrown into whatever the request waits for, and no
     `except Exception` or driver's handler on the way may take it for a failure of the backend.
+    """
+
+
+class Stopping(BaseException):
+    """The worker ends now: what still runs is ended in words, before the arbiter ends it without.
+
+    A `BaseException` for the same reason: it is thrown into whatever a request waits for.
     """

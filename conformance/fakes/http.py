@@ -40,6 +40,10 @@ class RawResponse:
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
 
+    def all(self, name: str) -> list[str]:
+        """The values of a header that may come several times."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
     @property
     def content_type(self) -> str | None:
         return self.header("content-type")
@@ -58,6 +62,10 @@ class RawResponse:
 
 class CutOff(Exception):
     """The peer closed or reset the connection in the middle of an answer."""
+
+
+class NotHttp(Exception):
+    """What the peer sent is no answer."""
 
 
 class RawClient:
@@ -165,10 +173,13 @@ class RawClient:
 
         Raises:
             CutOff: when the connection ends before the head is complete.
+            NotHttp: when something else comes.
             TimeoutError: when nothing comes.
         """
         head = self.read_until(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+        if not first.startswith("HTTP/1."):
+            raise NotHttp(f"no status line: {first[:60]!r}")
         status = int(first.split(" ", 2)[1])
         if 100 <= status < 200:
             return self.read_head()
@@ -182,12 +193,13 @@ class RawClient:
         if head_only or response.status in (204, 304):
             response.ended = "complete"
             return response
+        pieces: list[bytes] = []
         try:
-            for piece in self.iter_body(response):
-                response.body += piece
+            pieces.extend(self.iter_body(response))
             response.ended = "complete"
         except CutOff:
             response.reset = self._was_reset
+        response.body = b"".join(pieces)
         return response
 
     def iter_body(self, response: RawResponse) -> Iterator[bytes]:
@@ -210,7 +222,8 @@ class RawClient:
             except ValueError:
                 raise CutOff(f"not a chunk: {line!r}") from None
             if size == 0:
-                self.read_until(b"\r\n")
+                while self.read_until(b"\r\n") != b"\r\n":
+                    pass  # a trailer
                 return
             piece = b"".join(self._counted(size))
             response.chunks.append(piece)

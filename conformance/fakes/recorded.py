@@ -13,7 +13,11 @@ from conformance.fakes.answers import Header
 
 @dataclass(eq=False)
 class RecordedRequest:
-    """One request as it came, and what became of it. Written by the fake, read by tests."""
+    """One request as it came, and what became of it. Written by the fake, read by tests.
+
+    Args:
+        nth: its place on its connection; above 1 the connection was used again.
+    """
 
     method: str
     path: str
@@ -24,6 +28,7 @@ class RecordedRequest:
     client_gone: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     gone_after_s: float | None = None
+    nth: int = 1
 
     @property
     def target(self) -> str:
@@ -33,6 +38,10 @@ class RecordedRequest:
     def header(self, name: str) -> str | None:
         wanted = name.lower()
         return next((value for key, value in self.headers if key.lower() == wanted), None)
+
+    def all(self, name: str) -> list[str]:
+        """The values of a header that may come several times."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def json(self) -> Any:
         return json.loads(self.body)

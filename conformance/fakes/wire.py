@@ -181,11 +181,13 @@ class Connection(asyncio.Protocol):
         self._waiting_head: RecordedRequest | None = None
         self._task: asyncio.Task[None] | None = None
         self._request: RecordedRequest | None = None
+        self._served_before = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        # One token is one packet: asyncio has set TCP_NODELAY already.
+        # One token is one packet; asyncio sets this only where it made the socket itself.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.server.connections.add(self)
         if not self.server.accepting:
             # It was in the accept queue when the fake was killed.
@@ -249,6 +251,8 @@ class Connection(asyncio.Protocol):
         request.body, used = found
         del self._buffer[:used]
         request.at = time.monotonic()
+        self._served_before += 1
+        request.nth = self._served_before
         return request
 
     def _continue(self, request: RecordedRequest) -> None:

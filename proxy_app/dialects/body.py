@@ -1,6 +1,6 @@
-"""Which model a request asks for: read from the body without touching the rest of it.
+"""What routing has to know of a request, read from its body without touching the rest of it.
 
-One pure function, `routing_model`, knows all four forms, in this order: multipart form, JSON (whatever the
+One pure function, `asked`, knows all four forms, in this order: multipart form, JSON (whatever the
 content type says, as Ollama itself does), urlencoded form, query.
 """
 
@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 import multipart
 
 from proxy_app.dialects.gojson import Pairs, fold, read_object
+from proxy_app.domain import Buffer
 from proxy_app.errors import BadRequest
 
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^;\s]+))', re.IGNORECASE)
 _BLANKS = b" \t\r\n"
+_INK = re.compile(rb"[^ \t\r\n]")
+_NULL = re.compile(rb"[ \t\r\n]*null")
 _NOT_JSON = "the request body is not valid JSON"
 # A body that fails to parse is parsed once more by the slower reader that tolerates bytes after the
 # first value; that reader stalls the worker for 4 ms per MiB (measured), so only small bodies get it.
@@ -25,76 +31,101 @@ _SECOND_LOOK_BYTES = 256 << 10
 # Far above what any API has. Each costs a step of Python, and while it runs no other stream of the worker moves.
 _MOST_KEYS = 256
 _LONGEST_FORM = 1 << 20
+_SLICE = 64 << 10
 
 
-def routing_model(body: bytes, content_type: str = "", query: str = "") -> str:
-    """The model that a request names; "" where it names none.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for.
 
     Args:
-        body: the whole body, exactly as sent.
+        model: the name as the client wrote it; "" where it names none.
+        stream: its `stream` field; None where that is not there or not a boolean.
+    """
+
+    model: str = ""
+    stream: bool | None = None
+
+
+def asked(body: Buffer, content_type: str = "", query: str = "") -> Asked:
+    """What a request asks for.
+
+    Args:
+        body: the whole body, exactly as sent (decoded, where it was compressed).
         content_type: the Content-Type header.
         query: the query string, without its question mark.
 
     Raises:
         BadRequest: JSON that is broken or not an object, a model that is not a text, or two keys that
-            fold to `model` (Go takes the last, others the first: a way around every check).
+            fold to one routing name (Go takes the last, others the first: a way around every check).
     """
     boundary = _multipart_boundary(content_type)
     if boundary:
-        return _only(_multipart_values(body, boundary), "form field")
+        return Asked(_only(_multipart_values(body, boundary), "form field"))
     if _looks_like_json(body, content_type):
-        return _json_model(body)
-    return _only(_form_values(body.decode("latin-1")), "form field") or _only(_form_values(query), "query parameter")
+        return _of_json(body)
+    return Asked(_only(_form_values(_text(body)), "form field") or _only(_form_values(query), "query parameter"))
 
 
-def _looks_like_json(body: bytes, content_type: str) -> bool:
+def is_blank(body: Buffer) -> bool:
+    """Is there nothing in it but JSON's white space?"""
+    return _INK.search(body) is None
+
+
+def _looks_like_json(body: Buffer, content_type: str) -> bool:
     start = body[:64].lstrip(_BLANKS)[:1]
     if start in (b"{", b"["):
         return True
-    return bool(body.strip(_BLANKS)) and not _is_form(body, content_type)
+    return not is_blank(body) and not _is_form(body, content_type)
 
 
-def _is_form(body: bytes, content_type: str) -> bool:
+def _is_form(body: Buffer, content_type: str) -> bool:
     return "x-www-form-urlencoded" in content_type.lower() and b"=" in body[:4096]
 
 
-def _json_model(body: bytes) -> str:
+def _of_json(body: Buffer) -> Asked:
     try:
         members = _decode(body)
         if len(members) > _MOST_KEYS:
             raise BadRequest("the request body has too many keys")
         _refuse_duplicates(body, members)
     except msgspec.ValidationError:
-        if body.strip(_BLANKS).startswith(b"null"):
+        if _NULL.match(body):
             # To Go, null is an object without members.
-            return ""
+            return Asked()
         raise BadRequest("the request body has to be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _Duplicate):
-        return _model_of(_second_look(body))
-    return _model_of([(key, members[key]) for key in members if fold(key) == "model"])
+        return _of_pairs(_second_look(body))
+    return _of_pairs(members.items())
 
 
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def _model_of(pairs: Pairs) -> str:
-    found = [(key, value) for key, value in pairs if fold(key) == "model"]
+def _of_pairs(pairs: Iterable[tuple[str, Any]]) -> Asked:
+    found: dict[str, list[tuple[str, Any]]] = {"model": [], "stream": []}
+    for key, value in pairs:
+        if (field := fold(key)) in found:
+            found[field].append((key, value))
+    model, stream = _value(found["model"]), _value(found["stream"])
+    if model is not None and not isinstance(model, str):
+        raise BadRequest("model has to be a string")
+    return Asked(model or "", stream if isinstance(stream, bool) else None)
+
+
+def _value(found: Pairs) -> Any:
     if len(found) > 1:
         keys = " and ".join(repr(key) for key, _ in found)
         raise BadRequest(f"the keys {keys} mean the same field; send one of them")
     value = found[0][1] if found else None
-    if isinstance(value, msgspec.Raw):
-        value = msgspec.json.decode(value)
-    if value is not None and not isinstance(value, str):
-        raise BadRequest("model has to be a string")
-    return value or ""
+    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value
 
 
-def _second_look(body: bytes) -> Pairs:
+def _second_look(body: Buffer) -> Pairs:
     """All members, duplicates included, read by the slower parser that is as tolerant as Ollama's."""
     if len(body) > _SECOND_LOOK_BYTES:
         raise BadRequest(_NOT_JSON)
-    return read_object(body, "Request")
+    return read_object(body[:], "Request")
 
 
 class _Duplicate(Exception):
@@ -105,7 +136,7 @@ _KEY = re.compile(rb'[ \t\r\n,{]*"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*', re.D
 _EDGE = 64
 
 
-def _refuse_duplicates(body: bytes, members: dict[str, msgspec.Raw]) -> None:
+def _refuse_duplicates(body: Buffer, members: dict[str, msgspec.Raw]) -> None:
     """Walk the top level: where a key stands twice, a value here is not the one the decoder kept.
 
     The walk jumps over each value by its known length, so it costs as many steps as there are keys. Of a long
@@ -138,19 +169,29 @@ def _multipart_boundary(content_type: str) -> str:
     return match.group(1) or match.group(2)
 
 
-def _multipart_values(body: bytes, boundary: str) -> list[str]:
+def _multipart_values(body: Buffer, boundary: str) -> list[str]:
     values, wanted = [], False
     try:
-        with multipart.PushMultipartParser(boundary, content_length=len(body)) as parser:
-            for event in parser.parse(body):
-                if isinstance(event, multipart.MultipartSegment):
-                    wanted = event.name == "model"
-                    values += [b""] if wanted else []
-                elif event and wanted:
-                    values[-1] += bytes(event)
+        for event in _multipart_events(body, boundary):
+            if isinstance(event, multipart.MultipartSegment):
+                wanted = event.name == "model"
+                values += [b""] if wanted else []
+            elif event and wanted:
+                values[-1] += bytes(event)
     except multipart.MultipartError as exc:
         raise BadRequest(f"failed to parse multipart form: {exc}") from None
     return [value.decode("utf-8", "replace") for value in values]
+
+
+def _multipart_events(body: Buffer, boundary: str) -> Iterable[Any]:
+    with multipart.PushMultipartParser(boundary, content_length=len(body)) as parser:
+        for start in range(0, len(body), _SLICE):
+            yield from parser.parse(body[start : start + _SLICE])
+
+
+def _text(body: Buffer) -> str:
+    # One more than is allowed, so that it is seen to be too long.
+    return body[: _LONGEST_FORM + 1].decode("latin-1")
 
 
 def _form_values(text: str) -> list[str]:

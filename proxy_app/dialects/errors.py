@@ -43,6 +43,15 @@ def error_record(dialect: Dialect, content_type: str, message: str, sent_tail: b
     return None
 
 
+def message_of(body: bytes) -> str:
+    """An error answer's message, without what differs between two backends that mean the same."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return body.decode("utf-8", "replace")
+    return str(error.get("message") if isinstance(error, dict) else error)
+
+
 def _envelope(dialect: Dialect, status: int, message: str, request_id: str) -> dict[str, Any]:
     if dialect == "ollama":
         return {"error": message}

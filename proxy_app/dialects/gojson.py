@@ -6,6 +6,7 @@ Source: recorded answers of Ollama v0.33.0-rc2 (tests/golden/show_json_forms_200
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from proxy_app.errors import BadRequest, EmptyBody
@@ -52,6 +53,29 @@ def read_object(body: bytes, go_struct: str) -> Pairs:
     return value.pairs
 
 
+def read_fields(body: bytes, go_struct: str, go_types: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a body that somebody wants to know, by folded key; null leaves a field as it was.
+
+    Args:
+        go_types: what is wanted, with the Go types that error texts name.
+
+    Raises:
+        EmptyBody, BadRequest: with Ollama's own text where it is fixed.
+    """
+    values: dict[str, Any] = {}
+    for key, value in read_object(body, go_struct):
+        field = fold(key)
+        go_type = go_types.get(field)
+        if go_type is None or value is None:
+            continue
+        if not isinstance(value, _KINDS[go_type]):
+            raise BadRequest(
+                f"json: cannot unmarshal {kind_of(value)} into Go struct field {go_struct}.{field} of type {go_type}"
+            )
+        values[field] = value
+    return values
+
+
 def kind_of(value: object) -> str:
     """Go's word for a JSON value's kind, as its error texts use it."""
     if isinstance(value, bool):
@@ -67,4 +91,5 @@ def _no_constants(word: str) -> Any:
     raise ValueError(f"{word} is not JSON")
 
 
+_KINDS = {"string": str, "bool": bool, "map[string]interface {}": GoObject, "map[string]string": GoObject}
 _DECODER = json.JSONDecoder(object_pairs_hook=GoObject, parse_constant=_no_constants)

@@ -8,15 +8,16 @@ from functools import lru_cache
 from typing import Any
 
 from proxy_app.dialects.errors import compact
-from proxy_app.dialects.gojson import GoObject, fold, kind_of, read_object
+from proxy_app.dialects.gojson import read_fields
 from proxy_app.domain import ShowQuery, parse_listed
-from proxy_app.errors import BadRequest, InvalidModelName
+from proxy_app.errors import InvalidModelName
 
 RUNNING = b"Ollama is running"
 NOT_FOUND = b"404 page not found"
 METHOD_NOT_ALLOWED = b"405 method not allowed"
 SHOW_CLOUD_DISABLED = "ollama cloud is disabled: remote model details are unavailable"
 COPILOT = "GitHubCopilotChat/"
+NO_RECOMMENDATIONS = b'{"recommendations":[]}'
 
 # field of ShowRequest (api/types.go:722-734) -> the Go type that its error texts name
 _SHOW_FIELDS = {
@@ -27,7 +28,6 @@ _SHOW_FIELDS = {
     "options": "map[string]interface {}",
     "name": "string",
 }
-_KINDS = {"string": str, "bool": bool, "map[string]interface {}": GoObject}
 
 
 def read_show(body: bytes) -> ShowQuery:
@@ -41,17 +41,7 @@ def read_show(body: bytes) -> ShowQuery:
 
 
 def _read_show(body: bytes) -> ShowQuery:
-    values: dict[str, Any] = {}
-    for key, value in read_object(body, "ShowRequest"):
-        field = fold(key)
-        go_type = _SHOW_FIELDS.get(field)
-        if go_type is None or value is None:
-            continue
-        if not isinstance(value, _KINDS[go_type]):
-            raise BadRequest(
-                f"json: cannot unmarshal {kind_of(value)} into Go struct field ShowRequest.{field} of type {go_type}"
-            )
-        values[field] = value
+    values = read_fields(body, "ShowRequest", _SHOW_FIELDS)
     options = values.get("options")
     return ShowQuery(
         model=values.get("model") or values.get("name", ""),
@@ -83,6 +73,11 @@ def loaded(items: Iterable[Mapping[str, Any]]) -> bytes:
             by_name[str(item.get("name")).lower()] = item
     ordered = sorted(by_name.values(), key=lambda item: str(item.get("expires_at")), reverse=True)
     return compact({"models": ordered})
+
+
+def status(disabled: bool, source: str) -> bytes:
+    """`GET /api/status`: may the cloud be used, and what switched it off (none, env, config or both)."""
+    return compact({"cloud": {"disabled": disabled, "source": source}})
 
 
 def version(text: str) -> bytes:

@@ -27,6 +27,9 @@ def weigh(status: int, body: bytes, *, is_listed: bool) -> Verdict:
         body: of an error answer, or its beginning.
         is_listed: the Fleet says that this backend hosts the model.
     """
+    if status == 304:
+        # The client's own condition went on, and this is the answer to it.
+        return Verdict.PASS
     if status in (401, 403) or 300 <= status < 400:
         return Verdict.MISCONFIGURED
     if status == 404 and is_listed:

@@ -1,4 +1,8 @@
-"""The breakers of one worker: who is skipped because requests to it just failed."""
+"""The breakers of one worker: who is skipped because requests to it just failed.
+
+A backend has one breaker for what is wrong with all of it (no connection, connections that are lost), and one for
+each model: a model that cannot run must not take the others with it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from cachetools import LRUCache
+
 from proxy_app.domain import Fleet
 from proxy_app.routing import breaker, policy
 from proxy_app.routing.breaker import CLOSED, Breaker, BreakerRules
+from proxy_app.services.loads import Pair
 
 log = logging.getLogger(__name__)
+
+Key = int | Pair
+# A client may ask for cloud models of any name; a fleet has far fewer that fail.
+REMEMBERED = 10_000
 
 
 class Breakers:
@@ -21,40 +32,75 @@ class Breakers:
 
     def __init__(self, rules: BreakerRules, patience_s: float) -> None:
         self._rules, self._patience_s = rules, patience_s
-        self._breakers: dict[int, Breaker] = {}
+        self._breakers: LRUCache[Key, Breaker] = LRUCache(REMEMBERED)
+        self._suspects: LRUCache[Pair, bool] = LRUCache(REMEMBERED)
         self._states: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self.now: Callable[[], float] = time.monotonic
 
-    def usable(self, tiers: Sequence[policy.Tier]) -> list[policy.Tier]:
+    def usable(self, tiers: Sequence[policy.Tier], model: str) -> list[policy.Tier]:
         """The tiers without those whose breaker is open; see `policy.skip_broken`."""
+        if not self._breakers:
+            return list(tiers)
         now = self.now()
-        return policy.skip_broken(tiers, lambda i: not self._of(i).allows(now), lambda i: self._of(i).open_until)
+        return policy.skip_broken(
+            tiers,
+            lambda i: not all(self._of(key).allows(now) for key in (i, (i, model))),
+            lambda i: max(self._of(key).open_until for key in (i, (i, model))),
+        )
 
-    def tried(self, backend_id: int) -> None:
-        current = self._of(backend_id)
-        if not current.is_closed:
-            self._breakers[backend_id] = breaker.tried(current, self.now(), self._patience_s)
+    def unsuspected(self, tiers: Sequence[policy.Tier], model: str) -> list[policy.Tier]:
+        """The tiers without those whose last answer for the model was no good."""
+        left = (tuple(i for i in tier if (i, model) not in self._suspects) for tier in tiers)
+        return [tier for tier in left if tier]
 
-    def succeeded(self, backend_id: int) -> None:
-        if self._breakers.pop(backend_id, CLOSED).openings:
-            log.info("backend %s answers again", self._names.get(backend_id, backend_id))
+    def tried(self, pair: Pair) -> None:
+        for key in (pair[0], pair):
+            current = self._of(key)
+            if not current.is_closed:
+                self._breakers[key] = breaker.tried(current, self.now(), self._patience_s)
 
-    def failed(self, backend_id: int, *, refused: bool = False) -> None:
-        before = self._of(backend_id)
-        after = breaker.failed(before, self.now(), self._rules, refused=refused)
-        self._breakers[backend_id] = after
-        if after.openings > before.openings:
-            name = self._names.get(backend_id, backend_id)
-            log.warning("backend %s is skipped for %.1f s", name, after.open_until - after.opened_at)
+    def succeeded(self, pair: Pair) -> None:
+        self._suspects.pop(pair, None)
+        for key in (pair[0], pair):
+            if self._breakers.pop(key, CLOSED).openings:
+                log.info("%s answers again", self._name(key))
+
+    def busy(self, pair: Pair) -> None:
+        """It had no room: load, not sickness, but no place for everybody's second attempt either."""
+        self._suspects[pair] = True
+
+    def failed(self, pair: Pair) -> None:
+        """It gave a 5xx, or an answer that broke off, for this model."""
+        self._suspects[pair] = True
+        self._fail(pair, refused=False)
+
+    def lost(self, pair: Pair, *, refused: bool = False) -> None:
+        """The backend itself did not answer: whatever the model, it would not have."""
+        self._suspects[pair] = True
+        self._fail(pair[0], refused=refused)
 
     def follow(self, fleet: Fleet) -> None:
         """Forget failures from before a backend's return."""
-        for backend_id, member in fleet.by_id.items():
-            if member.is_live and self._states.get(backend_id) == "down":
-                self._breakers.pop(backend_id, None)
+        back = {i for i, member in fleet.by_id.items() if member.is_live and self._states.get(i) == "down"}
+        for key in [key for key in self._breakers if (key if isinstance(key, int) else key[0]) in back]:
+            self._breakers.pop(key, None)
+        for pair in [pair for pair in self._suspects if pair[0] in back]:
+            self._suspects.pop(pair, None)
         self._names = {backend_id: member.backend.name for backend_id, member in fleet.by_id.items()}
         self._states = {backend_id: member.health.state for backend_id, member in fleet.by_id.items()}
 
-    def _of(self, backend_id: int) -> Breaker:
-        return self._breakers.get(backend_id, CLOSED)
+    def _fail(self, key: Key, *, refused: bool) -> None:
+        before = self._of(key)
+        after = breaker.failed(before, self.now(), self._rules, refused=refused)
+        self._breakers[key] = after
+        if after.openings > before.openings:
+            log.warning("%s is skipped for %.1f s", self._name(key), after.open_until - after.opened_at)
+
+    def _name(self, key: Key) -> str:
+        if isinstance(key, int):
+            return f"backend {self._names.get(key, key)}"
+        return f"{key[1]} on backend {self._names.get(key[0], key[0])}"
+
+    def _of(self, key: Key) -> Breaker:
+        return self._breakers.get(key, CLOSED)

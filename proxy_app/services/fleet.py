@@ -7,14 +7,15 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from proxy_app.dialects import ollama, openai
-from proxy_app.domain import Fleet, Health, Holding, Listing, Member, ModelName
-from proxy_app.errors import RegistryAway, Unavailable
+from proxy_app.domain import Fleet, Health, Holding, Listing, Member, ModelName, parse_listed
+from proxy_app.errors import InvalidModelName, RegistryAway, Unavailable
 from proxy_app.settings import BackendSettings
 from proxy_app.store.registry import Registry, Snapshot
 from proxy_app.store.threads import NativeThread
@@ -33,6 +34,9 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
         "members": members,
         "by_id": by_id,
         "loaded": ollama.loaded(item for owner, item in rows.loaded if _is_live(by_id, owner)),
+        "warm": _warm(by_id, rows.loaded),
+        "status": _status(members),
+        "recommendations": _recommendations(members),
         "version": lowest_version(m.health.version for m in members if m.is_live),
         "discovered": any(member.is_live for member in members) or _is_complete(members),
         "complete": _is_complete(members),
@@ -43,6 +47,27 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
     holders = _holders(rows.holdings, members)
     items = [held[0].item for held in holders.values() if by_id[held[0].backend_id].is_live]
     return Fleet(holders=holders, tags=_listing(ollama.tags(items)), models=_listing(openai.models(items)), **volatile)
+
+
+def _warm(by_id: Mapping[int, Member], loaded: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, frozenset[int]]:
+    found: dict[str, set[int]] = {}
+    for owner, item in loaded:
+        if _is_live(by_id, owner):
+            with suppress(InvalidModelName):
+                found.setdefault(parse_listed(str(item.get("name"))).canonical, set()).add(owner)
+    return {canonical: frozenset(owners) for canonical, owners in found.items()}
+
+
+def _status(members: Sequence[Member]) -> bytes:
+    """Switched off only where nobody may use the cloud; then the first one says by what."""
+    disabled = bool(members) and not any(member.allows_cloud for member in members)
+    sources = (member.health.cloud_source for member in members if disabled)
+    return ollama.status(disabled, next((source for source in sources if source), "none"))
+
+
+def _recommendations(members: Sequence[Member]) -> bytes:
+    said = (member.health.recommendations for member in members if member.is_live)
+    return next((text.encode() for text in said if text), ollama.NO_RECOMMENDATIONS)
 
 
 _VERSION = re.compile(r"v?\d{1,9}(\.\d{1,9}){0,3}([-+][0-9A-Za-z.+-]{1,64})?")
@@ -148,9 +173,7 @@ class FleetReloader:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(2)
-        registry = self._registry
-        if registry is not None:
-            self._native.run(registry.close)
+        self._native.run(self._forget_registry)
         self._native.close()
 
     def _watch(self) -> None:
@@ -164,6 +187,7 @@ class FleetReloader:
         try:
             fresh = self._native.run(self._read)
         except RegistryAway as exc:
+            self._native.run(self._forget_registry)
             # Serving goes on with the last Fleet; one line for each new cause.
             if str(exc) != self._complaint:
                 log.error("%s", exc)
@@ -177,16 +201,26 @@ class FleetReloader:
             for listener in self._listeners:
                 listener(fresh)
 
+    def _forget_registry(self) -> None:
+        """On the native thread. The next look opens it anew: it may have been replaced."""
+        registry, self._registry, self._seen = self._registry, None, None
+        if registry is not None:
+            registry.close()
+
     def _read(self) -> Fleet | None:
         """On the native thread: a new Fleet, or None where nothing changed."""
+        if self._registry is not None and self._registry.is_replaced:
+            self._forget_registry()
         if self._registry is None:
             self._registry = Registry(self._data_dir)
         seen = self._registry.data_version()
         if seen == self._seen:
             return None
         fresh = None
-        if self._registry.generation() != self.fleet.generation:
-            fresh = build(self._registry.snapshot(self._configured), self.fleet)
+        # Another file's generations say nothing of ours.
+        before = None if self._seen is None else self.fleet
+        if before is None or self._registry.generation() != before.generation:
+            fresh = build(self._registry.snapshot(self._configured), before)
         self._seen = seen
         self._confirmed_s = time.monotonic()
         return fresh

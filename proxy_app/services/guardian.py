@@ -46,8 +46,7 @@ class Guardian:
         self._thread.join(2)
         if self._child is not None:
             stop_process(self._child, 1.5)
-        if self._registry is not None:
-            self._native.run(self._registry.close)
+        self._native.run(self._forget_registry)
         self._native.close()
         self._lock.free()
 
@@ -56,6 +55,7 @@ class Guardian:
             try:
                 self._look()
             except (RegistryAway, OSError) as exc:
+                self._native.run(self._forget_registry)
                 log.debug("the refresher's role could not be looked at: %s", exc)
 
     def _look(self) -> None:
@@ -88,7 +88,15 @@ class Guardian:
         child.wait()
         return True
 
+    def _forget_registry(self) -> None:
+        """On the native thread. The next look opens it anew: it may have been replaced."""
+        registry, self._registry = self._registry, None
+        if registry is not None:
+            registry.close()
+
     def _is_vacant(self) -> bool:
+        if self._registry is not None and self._registry.is_replaced:
+            self._forget_registry()
         if self._registry is None:
             self._registry = Registry(self._data_dir)
         return is_vacant(self._registry, self._data_dir)

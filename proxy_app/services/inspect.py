@@ -12,12 +12,12 @@ from typing import Any
 from proxy_app.domain import Backend, Fleet
 from proxy_app.errors import CacheAway, RegistryAway, UpstreamError
 from proxy_app.services.fleet import build
+from proxy_app.services.poller import prober_of
 from proxy_app.services.private_redis import find_server
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.redis import RedisGate, private_socket
 from proxy_app.store.registry import STALE_S, Registry
-from proxy_app.upstream.probe import Prober
 
 # A first look is over when every backend was asked or could not be.
 LOOK_S = 0.1
@@ -156,7 +156,7 @@ def _backends(settings: Settings) -> list[Backend]:
 
 
 def _probe(backend: Backend, settings: Settings) -> Probed:
-    prober = Prober(backend, settings.connect_timeout_s, settings.poll_timeout_s)
+    prober = prober_of(backend, settings)
     try:
         started = time.monotonic()
         models = len(prober.tags())

@@ -33,6 +33,12 @@ class News:
     loaded: list[dict[str, Any]] | None = None
     version: str | None = None
     cloud_disabled: bool | None = None
+    cloud_source: str | None = None
+    recommendations: str | None = None
+
+
+def prober_of(backend: Backend, settings: Settings) -> Prober:
+    return Prober(backend, settings.connect_timeout_s, settings.poll_timeout_s, settings.via)
 
 
 class Poller:
@@ -92,14 +98,17 @@ class Poller:
         interval = self._settings.slow_poll_interval_s
         self._slow_due = time.monotonic() + interval if interval else float("inf")
         try:
-            return replace(news, version=prober.version(), cloud_disabled=prober.cloud_disabled())
+            news = replace(news, version=prober.version())
+            disabled, source = prober.cloud()
+            news = replace(news, cloud_disabled=disabled, cloud_source=source)
+            return replace(news, recommendations=prober.recommendations())
         except UpstreamError as exc:
-            # An old server has no /api/status; the listing has already shown that it lives.
+            # An old server has not all of these; the listing has already shown that it lives.
             log.debug("%s: %s", self.backend.name, exc)
             return news
 
     def _loop(self, poll: Callable[[Prober], News]) -> None:
-        prober = Prober(self.backend, self._settings.connect_timeout_s, self._settings.poll_timeout_s)
+        prober = prober_of(self.backend, self._settings)
         try:
             while not self._stop.is_set():
                 news = poll(prober)

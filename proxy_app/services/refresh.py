@@ -17,18 +17,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from proxy_app.domain import Digest, Fleet, Health, Holding, parse_listed
-from proxy_app.errors import CacheAway, Fenced, InvalidModelName, RegistryAway, UpstreamTimeout
+from proxy_app.errors import CacheAway, Fenced, InvalidModelName, RegistryAway, RegistryDamaged, UpstreamTimeout
 from proxy_app.routing.health import Verdict, judge
 from proxy_app.services.fleet import build
 from proxy_app.services.hydrate import Hydrator
-from proxy_app.services.poller import News, Poller
+from proxy_app.services.poller import News, Poller, prober_of
 from proxy_app.services.role import Role
 from proxy_app.services.stopping import StopFlag
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Learned, Registry
-from proxy_app.upstream.probe import Prober
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +80,7 @@ class Refresher:
 
         Raises:
             Fenced: another process has taken the role.
+            RegistryDamaged: the registry is no database any more.
         """
         self._polls = self._settings.poll_interval_s > 0
         self._follow_backends()
@@ -116,7 +116,7 @@ class Refresher:
             pass
 
     def _ask_once(self, poller: Poller) -> None:
-        prober = Prober(poller.backend, self._settings.connect_timeout_s, self._settings.poll_timeout_s)
+        prober = prober_of(poller.backend, self._settings)
         try:
             self._news.put(poller.probe(prober))
             self._news.put(poller.ask_loaded(prober))
@@ -137,6 +137,8 @@ class Refresher:
 
     def _round(self, gathered: list[News]) -> None:
         """Weigh the news, write what changed, beat. A registry that cannot be written is tried again next time."""
+        if self._registry.is_replaced:
+            raise RegistryDamaged(f"the registry {self._registry.path} was replaced or removed")
         try:
             for learned in [*map(self._weigh, gathered + self._hung()), *self._forgotten()]:
                 self._note(learned)
@@ -145,6 +147,9 @@ class Refresher:
             self._follow_backends()
             self._sweep()
             self._complaint = ""
+        except RegistryDamaged:
+            # It does not heal: whoever runs us begins anew.
+            raise
         except RegistryAway as exc:
             if str(exc) != self._complaint:
                 log.error("%s", exc)
@@ -218,6 +223,8 @@ class Refresher:
             cloud_disabled=old.cloud_disabled if news.cloud_disabled is None else news.cloud_disabled,
             latency_s=old.latency_s,
             error=news.error if state == "down" else None,
+            cloud_source=news.cloud_source or old.cloud_source,
+            recommendations=news.recommendations or old.recommendations,
         )
         if new == old:
             return None

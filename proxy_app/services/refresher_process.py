@@ -53,6 +53,7 @@ class RefresherProcess:
         Raises:
             RegistryAway: the registry cannot be used, and we do not wait.
         """
+        complaint = ""
         while not self._stopping.is_set():
             try:
                 prepare_registry(self._settings, BOOT_BUSY_S)
@@ -62,7 +63,9 @@ class RefresherProcess:
                 # Waiting does not make this version newer.
                 if not self._waits or isinstance(exc, RegistryTooNew):
                     raise
-                log.error("%s", exc)
+                if str(exc) != complaint:
+                    log.error("%s", exc)
+                complaint = str(exc)
             self._stopping.wait(STANDBY_S)
         return True
 

@@ -11,16 +11,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from proxy_app.dialects.errors import error_record
-from proxy_app.dialects.inference import InferenceRoute
-from proxy_app.errors import ClientGone, Truncated
-from proxy_app.services.breakers import Breakers
+from proxy_app.dialects.endings import is_ended, is_stream, record_end
+from proxy_app.dialects.errors import Dialect, error_record
+from proxy_app.errors import ClientGone, Stopping, Truncated
 from proxy_app.store.leases import Lease
+from proxy_app.upstream.headers import to_client
+from proxy_app.upstream.records import LastRecord
 from proxy_app.upstream.stream import Upstream
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("caravan.access")
 
+STOPPING = "Caravan is being stopped: please try again"
 # A valid name is shorter; the rest of an invalid one is nobody's interest.
 LOGGED_NAME = 300
 
@@ -83,21 +85,29 @@ class RelayBody(Iterator[bytes]):
     """The body of an answer that streams: its probed first piece, then the rest as it comes.
 
     `close` is idempotent and gives back the lease and the connection; the server calls it whatever happens.
+
+    Args:
+        failed: is called where the backend breaks off.
     """
 
-    route: InferenceRoute
+    dialect: Dialect
     trace: Trace
     lease: Lease
     upstream: Upstream
     first: bytes
     client: Client
-    breakers: Breakers
+    failed: Callable[[], None]
     ended: bool = False
     closed: bool = False
     tail: bytes = b""
+    record: LastRecord = field(init=False)
+    kind: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.tail = self.first
+        self.kind = self.upstream.readable_type
+        self.record = LastRecord(record_end(self.kind))
+        self.record.note(self.first)
         # Until the end is seen: whoever is not there any more did not get it.
         self.trace.outcome = "client_gone"
 
@@ -108,13 +118,15 @@ class RelayBody(Iterator[bytes]):
         if self.ended:
             raise StopIteration
         try:
-            piece = self._move()
+            return self._move() or self._finish()
         except Truncated as exc:
-            return self._broken(exc)
-        if not piece:
-            self._end("complete")
-            raise StopIteration
-        return piece
+            log.warning("%s: cut by %s: %s", self.trace.request_id, self.trace.attempts[-1], exc)
+            self.failed()
+            return self._broken("cut", "the backend's answer was cut off: please try again")
+        except Stopping:
+            return self._broken("stopped", STOPPING)
+        except ClientGone:
+            raise _hang_up("the client hung up") from None
 
     def close(self) -> None:
         if self.closed:
@@ -123,32 +135,41 @@ class RelayBody(Iterator[bytes]):
         give_back(self.lease, self.upstream)
         self.trace.write()
 
+    @property
+    def is_sized(self) -> bool:
+        """Was its length announced? A stream's never is: an error record may have to follow."""
+        return self.upstream.length is not None and not is_stream(self.kind)
+
     def _move(self) -> bytes:
         """The next piece; b"" when the rest went straight from socket to socket, or there is none."""
-        sink = self.client.chunked_socket if self.upstream.length is None else None
+        sink = None if self.is_sized else self.client.chunked_socket
         if sink is None or not self.upstream.can_pump(sink):
-            piece = self.upstream.read()
+            with self.client.watch():
+                piece = self.upstream.read()
             self.tail = piece or self.tail
+            self.record.note(piece)
             return piece
         try:
-            self.upstream.pump(sink)
+            self.upstream.pump(sink, self.record)
         except Truncated as exc:
             self.tail = exc.tail or self.tail
             raise
-        except ClientGone:
-            raise _hang_up("the client hung up") from None
         return b""
 
-    def _broken(self, exc: Truncated) -> bytes:
+    def _finish(self) -> bytes:
+        """The body has ended; where a stream's last record does not say so, it was cut all the same."""
+        if not is_ended(self.kind, self.record.seen):
+            raise Truncated("the answer ended without its end mark")
+        self._end("complete")
+        raise StopIteration
+
+    def _broken(self, outcome: str, message: str) -> bytes:
         """Say in the stream that it broke; where its framing has no room for that, break the connection."""
-        log.warning("%s: cut by %s: %s", self.trace.request_id, self.trace.attempts[-1], exc)
-        self.breakers.failed(self.lease.backend_id)
-        self._end("cut")
-        message = "the backend's answer was cut off: please try again"
-        record = error_record(self.route.dialect, self.upstream.content_type, message, self.tail[-2:])
+        self._end(outcome)
+        record = error_record(self.dialect, self.kind, message, self.tail[-2:])
         # Of an announced length, a record would pass for the rest of the answer.
-        if record is None or self.upstream.length is not None:
-            raise _hang_up("the backend's answer was cut off") from exc
+        if record is None or self.is_sized:
+            raise _hang_up(message)
         return record
 
     def _end(self, outcome: str) -> None:
@@ -156,12 +177,17 @@ class RelayBody(Iterator[bytes]):
         self.trace.outcome = outcome
 
 
+def with_length(headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
+    """The headers of an answer that is complete in memory."""
+    return [*to_client(headers), ("Content-Length", str(len(body)))]
+
+
 def _hang_up(why: str) -> BrokenPipeError:
     """What makes the server close a connection without a word, and without an end of the body."""
     return BrokenPipeError(errno.EPIPE, why)
 
 
-def give_back(lease: Lease, upstream: Upstream | None) -> None:
-    if upstream is not None:
+def give_back(lease: Lease, *upstreams: Upstream) -> None:
+    for upstream in upstreams:
         upstream.close()
     lease.release()

@@ -6,17 +6,25 @@ import time
 from dataclasses import dataclass, field
 
 from proxy_app.routing.breaker import BreakerRules
+from proxy_app.routing.patience import Patience
+from proxy_app.services.account import Account
 from proxy_app.services.breakers import Breakers
 from proxy_app.services.catalog import Catalog
 from proxy_app.services.documents import Documents
 from proxy_app.services.fleet import FleetReloader
 from proxy_app.services.guardian import Guardian
+from proxy_app.services.loads import Loads
 from proxy_app.services.relay import Relay
+from proxy_app.services.retries import RetryBudget
+from proxy_app.services.search import Parts
 from proxy_app.services.setup import open_registry
+from proxy_app.services.store_ops import StoreOps
+from proxy_app.services.visibility import Visibility
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.leases import LeaseKeeper
 from proxy_app.store.redis import RedisGate
+from proxy_app.upstream.body import BodyMemory
 from proxy_app.upstream.client import Limits, UpstreamClient
 
 
@@ -28,10 +36,13 @@ class Runtime:
     reloader: FleetReloader
     catalog: Catalog
     relay: Relay
+    store: StoreOps
+    account: Account
     guardian: Guardian
     gate: RedisGate
     leases: LeaseKeeper
     upstream: UpstreamClient
+    bodies: BodyMemory
     draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
 
@@ -47,21 +58,21 @@ class Runtime:
         upstream = UpstreamClient()
         reloader = FleetReloader(settings.data_dir, settings.fleet, settings.reload_interval_s)
         documents = Documents(cache, upstream, settings.connect_timeout_s)
-        breakers = Breakers(
-            BreakerRules(settings.failures_to_open, settings.breaker_open_s), settings.connect_timeout_s + 1
-        )
-        reloader.on_change(breakers.follow)
         leases = LeaseKeeper(gate, settings.redis_prefix)
-        limits = Limits(settings.connect_timeout_s, settings.first_byte_timeout_s, settings.idle_timeout_s)
+        parts = search_parts(settings, upstream, leases)
+        reloader.on_change(parts.breakers.follow)
         runtime = cls(
             settings=settings,
             reloader=reloader,
             catalog=Catalog(reloader, cache, documents, settings),
-            relay=Relay(reloader, upstream, breakers, leases, limits, settings.attempts),
+            relay=Relay(reloader, parts),
+            store=store_ops(settings, reloader, upstream),
+            account=account(settings, reloader, upstream),
             guardian=Guardian(settings.data_dir),
             gate=gate,
             leases=leases,
             upstream=upstream,
+            bodies=BodyMemory(settings.body_memory, settings.data_dir),
         )
         reloader.start()
         if settings.poll_interval_s > 0:
@@ -73,10 +84,35 @@ class Runtime:
         if self.settings.poll_interval_s > 0:
             self.guardian.close()
         self.catalog.close()
+        self.store.visibility.close()
         self.reloader.close()
         self.leases.close()
         self.upstream.close()
         self.gate.close()
+
+
+def search_parts(settings: Settings, upstream: UpstreamClient, leases: LeaseKeeper) -> Parts:
+    connect_s = settings.connect_timeout_s
+    patience = Patience(settings.first_byte_timeout_s, settings.load_timeout_s)
+    return Parts(
+        upstream=upstream,
+        breakers=Breakers(BreakerRules(settings.failures_to_open, settings.breaker_open_s), connect_s + 1),
+        leases=leases,
+        loads=Loads(connect_s, settings.idle_timeout_s, patience, settings.finish_loads),
+        budget=RetryBudget(settings.retry_share),
+        max_attempts=settings.attempts,
+    )
+
+
+def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamClient) -> StoreOps:
+    limits = Limits(settings.connect_timeout_s, settings.store_timeout_s, settings.store_timeout_s)
+    visibility = Visibility(settings.data_dir, reloader, settings.reload_interval_s)
+    return StoreOps(reloader, upstream, visibility, limits, settings.pull_to)
+
+
+def account(settings: Settings, reloader: FleetReloader, upstream: UpstreamClient) -> Account:
+    limits = Limits(settings.connect_timeout_s, settings.show_timeout_s, settings.show_timeout_s)
+    return Account(reloader, upstream, limits, settings.account_backend)
 
 
 def show_cache(gate: RedisGate, settings: Settings) -> ShowCache:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 from pathlib import Path
 
-from proxy_app.errors import ConfigError, RegistryAway, RegistryTooNew
+from proxy_app.errors import ConfigError, RegistryAway, RegistryDamaged, RegistryTooNew
 from proxy_app.services.role import FileLock
 from proxy_app.settings import Settings
 from proxy_app.store.registry import Registry
@@ -18,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Longer than a migration by another process (20 ms), shorter than anybody notices at a start.
 BOOT_BUSY_S = 0.5
+# Client connections of one worker, far above what its GPUs can serve; descriptors for them, their backends and us.
+CONNECTIONS = 2000
+OWN_DESCRIPTORS = 60
+DESCRIPTORS = 2 * CONNECTIONS + OWN_DESCRIPTORS
 
 
 def open_registry(settings: Settings) -> None:
@@ -42,9 +47,35 @@ def prepare_registry(settings: Settings, busy_s: float = 10.0) -> list[str]:
     Args:
         busy_s: how long to wait for another process that writes.
 
+    A damaged one is put aside first: what is in it can be learned again.
+
     Raises:
         RegistryAway: it cannot be used.
     """
+    try:
+        return _prepare(settings, busy_s)
+    except RegistryDamaged as exc:
+        _put_away(settings, exc)
+    return _prepare(settings, busy_s)
+
+
+def _put_away(settings: Settings, damage: RegistryDamaged) -> None:
+    """Put a damaged registry aside, unless another process has just done it."""
+    lock = FileLock(settings.data_dir / "mend.lock")
+    try:
+        if not lock.take():
+            raise damage
+        try:
+            _prepare(settings, BOOT_BUSY_S)
+        except RegistryDamaged:
+            log.error("%s: it is kept as %s, and a new one is made", damage, Registry.put_away(settings.data_dir).name)
+    except OSError as exc:
+        raise damage from exc
+    finally:
+        lock.free()
+
+
+def _prepare(settings: Settings, busy_s: float) -> list[str]:
     registry = Registry(settings.data_dir, busy_s=busy_s)
     try:
         applied = registry.migrate()
@@ -53,6 +84,20 @@ def prepare_registry(settings: Settings, busy_s: float = 10.0) -> list[str]:
         return applied
     finally:
         registry.close()
+
+
+def room_for_connections() -> int:
+    """How many client connections a worker has descriptors for; raises the limit as far as this process may.
+
+    Each one may need another to a backend.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    soft = DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    return max(32, min(CONNECTIONS, (soft - OWN_DESCRIPTORS) // 2))
 
 
 def start_lock(settings: Settings) -> FileLock:

@@ -35,6 +35,8 @@ def _row(spec: Field[Any]) -> str:
 def _doc_default(default: object) -> str:
     if default is None or default == ():
         return "none"
+    if isinstance(default, tuple):
+        return f"`{','.join(map(str, default))}`"
     if isinstance(default, bool):
         return "`1`" if default else "`0`"
     if isinstance(default, float):

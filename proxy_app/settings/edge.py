@@ -38,6 +38,26 @@ class Listening:
         "Longest request body that is accepted; a longer one is a 413.",
         unit="bytes",
     )
+    body_memory: int = setting(
+        "CARAVAN_BODY_MEMORY",
+        128 * MIB,
+        whole(MIB),
+        "Memory that the request bodies of one worker may hold together; beyond it a request is a 503 with Retry-After. Bodies above 1 MiB wait in a file in DATA_DIR and hold 64 KiB.",
+        unit="bytes",
+    )
+    trusted_hops: int = setting(
+        "CARAVAN_TRUSTED_HOPS",
+        0,
+        whole(0, 10),
+        "How many proxies stand in front of Caravan and tell who asks in `X-Forwarded-For`, `-Proto` and `-Host` (1 behind nginx or Heroku's router). 0 believes none of these headers.",
+        unit="proxies",
+    )
+    account_backend: str | None = setting(
+        "CARAVAN_ACCOUNT_BACKEND",
+        None,
+        text,
+        "Name of the backend whose ollama.com account `/api/me` and `/api/signout` are about. Without it they are a 403.",
+    )
     keepalive_s: int = setting(
         "CARAVAN_KEEPALIVE",
         75,
@@ -67,9 +87,29 @@ class Relaying:
     )
     first_byte_timeout_s: float = setting(
         "CARAVAN_FIRST_BYTE_TIMEOUT",
-        600.0,
+        300.0,
         seconds(1),
-        "Longest wait for an answer's first byte. Ollama sends nothing while it loads a model, and a load that is given up on starts from the beginning.",
+        "Longest wait for an answer's first byte where the model is loaded: the requests before it and a long prompt take time (Ollama itself waits without limit).",
+        unit="s",
+    )
+    load_timeout_s: float = setting(
+        "CARAVAN_LOAD_TIMEOUT",
+        300.0,
+        seconds(1),
+        "What is added to that where the model has to be loaded first (Ollama's own OLLAMA_LOAD_TIMEOUT): at least this, and twice what its last loads took. A load that is given up on starts from the beginning.",
+        unit="s",
+    )
+    finish_loads: bool = setting(
+        "CARAVAN_FINISH_LOADS",
+        False,
+        flag,
+        "1 lets a backend finish loading a model for others who wait for it when the client that began the load hangs up (Ollama itself drops the load).",
+    )
+    heartbeat_s: float = setting(
+        "CARAVAN_HEARTBEAT",
+        0.0,
+        seconds(),
+        "Send what clients ignore (a blank before JSON, a comment in an event stream) each time nothing came for this long, for routers that cut silent connections (Heroku: 30 s; use 20). An error after the first one comes inside a 200. 0 sends none.",
         unit="s",
     )
     idle_timeout_s: float = setting(
@@ -86,11 +126,18 @@ class Relaying:
         "Most attempts for one request, the first included.",
         unit="attempts",
     )
+    retry_share: int = setting(
+        "CARAVAN_RETRY_SHARE",
+        20,
+        whole(0, 100),
+        "Further attempts under way, as a share of all requests under way, that may go to backends whose last answer was no good either; at least 3 (Envoy's retry budget).",
+        unit="%",
+    )
     failures_to_open: int = setting(
         "CARAVAN_BREAKER_FAILURES",
         5,
         whole(1, 100),
-        "5xx answers and resets in a row after which a backend is skipped (Envoy's consecutive_5xx). A refused connection counts for all of them.",
+        "5xx answers in a row after which a model on a backend is skipped, and lost connections in a row after which the whole backend is (Envoy's consecutive_5xx). A refused connection counts for all of them.",
         unit="failures",
     )
     breaker_open_s: float = setting(
@@ -98,6 +145,25 @@ class Relaying:
         5.0,
         seconds(0.05, 600),
         "How long it is skipped at first; doubled at each further failure, at most 12 times this. After a refused connection: a fifth of this, and never longer than this.",
+        unit="s",
+    )
+
+
+@dataclass(frozen=True)
+class Storing:
+    """Store operations."""
+
+    pull_to: tuple[str, ...] = setting(
+        "CARAVAN_PULL_TO",
+        ("first",),
+        words,
+        "Which backends get what is pulled, uploaded or created: `first` (the preferred one that is up), `all` that are up, or names of backends. A model made from one that the fleet holds goes to those of them that hold it.",
+    )
+    store_timeout_s: float = setting(
+        "CARAVAN_STORE_TIMEOUT",
+        1800.0,
+        seconds(1),
+        "Longest silence of a backend in the middle of a pull, a push, a create, a copy, a delete or an upload: verifying the digest of a large model says nothing.",
         unit="s",
     )
 

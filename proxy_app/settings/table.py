@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import socket
 from dataclasses import dataclass
 
 from proxy_app.settings.backends import BackendSettings
-from proxy_app.settings.edge import Listening, Relaying, Running
+from proxy_app.settings.edge import Listening, Relaying, Running, Storing
 from proxy_app.settings.fleet import Caching, Polling, TheFleet
 
-GROUPS = (Listening, TheFleet, Polling, Caching, Relaying, Running)
+GROUPS = (Listening, TheFleet, Polling, Caching, Relaying, Storing, Running)
 
 
 @dataclass(frozen=True)
-class Settings(Running, Relaying, Caching, Polling, TheFleet, Listening):
+class Settings(Running, Storing, Relaying, Caching, Polling, TheFleet, Listening):
     """Every setting, validated. Build it with `load` (or directly in tests)."""
 
     @property
@@ -22,6 +24,12 @@ class Settings(Running, Relaying, Caching, Polling, TheFleet, Listening):
         if self.backends:
             return self.backends
         return (BackendSettings(name="default", url=self.base_url, auth_token=self.auth_token),)
+
+    @property
+    def via(self) -> str:
+        """What all processes of this Caravan call themselves in `Via` (RFC 9110 §7.6.3); no other one has it."""
+        place = f"{socket.gethostname()}:{self.data_dir.resolve()}"
+        return f"1.1 caravan-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
     @property
     def is_public(self) -> bool:

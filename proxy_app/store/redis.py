@@ -151,6 +151,9 @@ def _client(url: str, timeout_s: float) -> redis.Redis:
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
+        # A new connection sends nothing before the call: each question of a handshake would cost a budget of its own.
+        protocol=2,
+        driver_info=None,
         # Heroku closes idle connections after 300 s.
         health_check_interval=30,
         max_connections=CONNECTIONS,

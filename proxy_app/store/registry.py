@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from sqlite_utils import Database
 
 from proxy_app.domain import Backend, Health, Holding
-from proxy_app.errors import Fenced, RegistryAway, RegistryTooNew
+from proxy_app.errors import Fenced, RegistryAway, RegistryDamaged, RegistryTooNew
 from proxy_app.settings import BackendSettings
 from proxy_app.store import migrations, rows
 
@@ -66,6 +67,7 @@ class Registry:
         with self._mapped():
             _make_private(data_dir, self.path)
             connection = sqlite3.connect(self.path, timeout=busy_s, isolation_level=None, check_same_thread=False)
+            self._file = self.path.stat().st_ino
             self._db = Database(connection, execute_plugins=False)
             try:
                 self._db.execute("PRAGMA synchronous=NORMAL")
@@ -77,6 +79,24 @@ class Registry:
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def is_replaced(self) -> bool:
+        """Is the file that we have open no longer the one at its path? Then nobody else sees what we see."""
+        try:
+            return self.path.stat().st_ino != self._file
+        except OSError:
+            return True
+
+    @staticmethod
+    def put_away(data_dir: Path) -> Path:
+        """Move a damaged registry out of the way, its log with it; returns where it lies now."""
+        away = data_dir / f"{FILE}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        for suffix in ("-wal", "-shm", ""):
+            part = data_dir / f"{FILE}{suffix}"
+            if part.exists():
+                part.replace(f"{away}{suffix}")
+        return away
 
     def migrate(self, folder: Path = migrations.FOLDER) -> list[str]:
         """Apply what is pending; see `migrations.apply`."""
@@ -134,6 +154,18 @@ class Registry:
         with self._mapped():
             found = self._db.table("asked").rows_where("asked_at >= ?", [since])
             return {row["key"]: row["name"] for row in found}
+
+    def wishes(self) -> dict[int, int]:
+        """The polls that are asked for and were not made yet: the number of the last one, by backend."""
+        with self._mapped():
+            found = self._db.execute("SELECT backend_id, asked FROM wishes WHERE asked > done").fetchall()
+            return dict(found)
+
+    def are_granted(self, wished: Mapping[int, int]) -> bool:
+        """Were these polls made, and what they brought written? A backend that is gone needs none."""
+        with self._mapped():
+            done = dict(self._db.execute("SELECT backend_id, done FROM wishes").fetchall())
+        return all(done.get(backend_id, number) >= number for backend_id, number in wished.items())
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -203,7 +235,31 @@ class Registry:
             self._db.table("asked").upsert_all(noted, pk="key")
             self._db.execute("DELETE FROM asked WHERE asked_at < ?", [before])
 
+    def wish(self, backends: Iterable[int]) -> dict[int, int]:
+        """Ask the refresher to poll these backends at once; returns the numbers of these wishes, by backend."""
+        with self._writing():
+            return {each: self._wish(each) for each in backends if self._has_backend(each)}
+
+    def grant(self, epoch: int, granted: Mapping[int, int]) -> None:
+        """Note that the polls up to these numbers were made and written.
+
+        Raises:
+            Fenced: the role has gone to somebody else.
+        """
+        with self._writing(epoch):
+            for backend_id, number in granted.items():
+                self._db.execute("UPDATE wishes SET done = ? WHERE backend_id = ?", [number, backend_id])
+
     # -- inside ------------------------------------------------------------------------------------
+
+    def _wish(self, backend_id: int) -> int:
+        self._db.execute(
+            "INSERT INTO wishes (backend_id, asked) VALUES (?, 1) "
+            "ON CONFLICT (backend_id) DO UPDATE SET asked = asked + 1",
+            [backend_id],
+        )
+        row = self._db.execute("SELECT asked FROM wishes WHERE backend_id = ?", [backend_id]).fetchone()
+        return int(row[0])
 
     def _learn(self, news: Learned) -> None:
         if news.health is not None:
@@ -248,6 +304,7 @@ class Registry:
 
     def _drop_backend(self, backend_id: int) -> None:
         self._forget_rows(backend_id)
+        self._db.table("wishes").delete_where("backend_id = ?", [backend_id])
         self._db.table("backends").delete(backend_id)
         self._bump("catalogue")
 
@@ -288,16 +345,18 @@ class Registry:
         except RegistryTooNew as exc:
             raise RegistryTooNew(f"{self.path}: {exc}") from exc
         except (sqlite3.Error, OSError) as exc:
-            raise RegistryAway(f"the registry {self.path} {_cause(exc)}") from exc
+            kind = RegistryDamaged if any(word in str(exc) for word in _DAMAGED) else RegistryAway
+            raise kind(f"the registry {self.path} {_cause(exc)}") from exc
 
 
+_DAMAGED = ("malformed", "not a database")
 _CAUSES = {
     "database is locked": "is locked by another process; it will be tried again",
     "readonly": "is read-only: give this user the right to write it and its folder",
     "full": "cannot grow: the disk is full",
     "disk I/O": "cannot be read or written: the disk reports an error",
-    "malformed": "is damaged: move it away, a new one is filled from the settings and the backends",
-    "not a database": "is no SQLite file: move it away, a new one is filled from the settings and the backends",
+    "malformed": "is damaged",
+    "not a database": "is no SQLite file",
     "unable to open": "cannot be opened: check its folder's owner and rights",
     "no such table": "is not set up: run caravan migrate",
 }

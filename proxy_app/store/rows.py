@@ -51,6 +51,8 @@ def health(row: Mapping[str, Any]) -> Health:
         cloud_disabled=None if row["cloud_disabled"] is None else bool(row["cloud_disabled"]),
         latency_s=row["latency_s"],
         error=row["error"],
+        cloud_source=row["cloud_source"],
+        recommendations=row["recommendations"],
     )
 
 
@@ -63,6 +65,8 @@ def health_row(backend_id: int, health: Health) -> dict[str, Any]:
         "cloud_disabled": health.cloud_disabled,
         "latency_s": health.latency_s,
         "error": health.error,
+        "cloud_source": health.cloud_source,
+        "recommendations": health.recommendations,
     }
 
 

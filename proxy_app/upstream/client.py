@@ -7,8 +7,12 @@ cookies, reads no proxy variables and follows no redirects.
 from __future__ import annotations
 
 import http.client
+import mmap
+import queue
+import re
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +29,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import SKIP_HEADER, Timeout
 
-from proxy_app.domain import Backend
+from proxy_app.domain import Backend, Buffer
 from proxy_app.errors import BadAnswer, ConnectionLost, Unreachable, UpstreamError, UpstreamTimeout
 from proxy_app.upstream import headers as rules
 from proxy_app.upstream.stream import Upstream
@@ -34,6 +38,8 @@ from proxy_app.upstream.stream import Upstream
 POOL_SIZE = 2000
 # Joining costs a copy of the body; above this that costs more than it saves.
 JOINED_BYTES = 64 << 10
+MOST_INTERIM = 16
+_HEAD_LINE = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:|[ \t])[^\r\n]*\r?\n|\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +48,38 @@ class Call:
 
     Args:
         target: path and query.
+        body: whole, so that it can be sent again; or pieces that come only once.
         headers: the client's, unfiltered.
+        length: of a body in pieces, where it is known; else it goes out in chunks.
     """
 
     method: str
     target: str
-    body: bytes = field(repr=False, default=b"")
+    body: Buffer | Iterable[bytes] = field(repr=False, default=b"")
     headers: tuple[tuple[str, str], ...] = field(repr=False, default=())
-    request_id: str = ""
+    origin: rules.Origin = rules.NOBODY
+    length: int | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.origin.request_id
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.body, Buffer)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Longest waits, in seconds: for a connection, for the first byte, between two pieces."""
+    """Longest waits, in seconds: for a connection, for the first byte, between two pieces.
+
+    `load_s`: how much of the wait for the first byte is for loading a model.
+    """
 
     connect_s: float
     first_byte_s: float
     idle_s: float
+    load_s: float = 0.0
 
 
 class _Present(threading.local):
@@ -67,13 +88,57 @@ class _Present(threading.local):
     Args:
         connected: did it open its connection? Set by the connection itself, read when the call fails.
         send_s: longest time for sending the request.
+        target: path and query, as they go out.
     """
 
     connected = False
     send_s = 60.0
+    target = ""
 
 
 _present = _Present()
+
+
+class _Head:
+    """An answer's head, line by line. Python's own parser takes a bare CR for a line's end, and what is no header for
+    the end of the head: bytes of a backend's would become headers, or a body (RFC 9112 §2.2, §5.1)."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.strict = False
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self.file.readline(limit)
+        if self.strict and not _HEAD_LINE.fullmatch(line):
+            raise http.client.HTTPException(f"a header line that is none: {line[:40]!r}")
+        return line
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """Skips interim answers (RFC 9110 §15.2): http.client takes a 103 for the answer, and any number of 100s."""
+
+    fp: Any
+
+    def begin(self) -> None:
+        self.fp = _Head(self.fp)
+        try:
+            super().begin()
+        finally:
+            if self.fp is not None:
+                self.fp = self.fp.file
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MOST_INTERIM):
+            self.fp.strict = False
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            self.fp.strict = True
+            if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("one interim answer after the other")
 
 
 class _Connection(HTTPConnection):
@@ -82,6 +147,7 @@ class _Connection(HTTPConnection):
     http.client sends the two apart: two system calls, two packets, and a backend that wakes up twice.
     """
 
+    response_class = _Answer
     _joins = False
     _head = b""
 
@@ -91,7 +157,8 @@ class _Connection(HTTPConnection):
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
         self._joins, self._head = isinstance(body, bytes) and len(body) <= JOINED_BYTES, b""
-        super().request(method, url, body, *args, **kwargs)
+        # urllib3 has encoded the target anew; a proxy does not change it (RFC 9110 §7.7).
+        super().request(method, _present.target or url, body, *args, **kwargs)
 
     def send(self, data: Any) -> None:
         if self._joins:
@@ -135,8 +202,10 @@ class UpstreamClient:
         try:
             return self._send(backend, call, limits)
         except ConnectionLost:
-            if _present.connected:
+            if _present.connected or not call.is_whole:
                 raise
+            # Its other idle connections are of the same age: the fresh try gets a fresh one.
+            _drop_idle(self._pool(backend)[0])
             return self._send(backend, call, limits)
 
     def close(self) -> None:
@@ -145,12 +214,13 @@ class UpstreamClient:
 
     def _send(self, backend: Backend, call: Call, limits: Limits) -> Upstream:
         pool, prefix = self._pool(backend)
-        _present.connected, _present.send_s = False, limits.first_byte_s
+        _present.connected, _present.send_s, _present.target = False, limits.first_byte_s, prefix + call.target
+        started = time.monotonic()
         try:
             response = pool.urlopen(
                 call.method,
                 prefix + call.target,
-                body=call.body or None,
+                body=_memory(call.body),
                 headers=_sent_headers(backend, call),
                 retries=False,
                 redirect=False,
@@ -161,7 +231,7 @@ class UpstreamClient:
             )
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as exc:
             raise _mapped(exc, backend, limits) from exc
-        return Upstream(response, limits.idle_s)
+        return Upstream(response, limits.idle_s, time.monotonic() - started)
 
     def _pool(self, backend: Backend) -> tuple[_Pool | _TLSPool, str]:
         url = urlsplit(backend.url)
@@ -174,15 +244,37 @@ class UpstreamClient:
 
 
 def _sent_headers(backend: Backend, call: Call) -> Mapping[str, str]:
-    sent: dict[str, Any] = dict(rules.to_upstream(call.headers, backend, call.request_id))
+    sent: dict[str, Any] = dict(rules.to_upstream(call.headers, backend, call.origin))
     present = {name.lower() for name in sent}
     # Nothing is invented on the client's behalf.
     for name in ("accept-encoding", "user-agent"):
         if name not in present:
             sent[name] = SKIP_HEADER
-    if call.method != "GET" and not call.body:
+    if call.length is not None:
+        sent["Content-Length"] = str(call.length)
+    elif call.method not in ("GET", "HEAD") and not call.body:
         sent["Content-Length"] = "0"
     return sent
+
+
+def _memory(body: Buffer | Iterable[bytes]) -> Any:
+    """A body in the form that urllib3 sends without a copy; None where there is none."""
+    if isinstance(body, mmap.mmap):
+        # It has a `read`, in small pieces, which urllib3 would prefer.
+        return memoryview(body)
+    return body or None
+
+
+def _drop_idle(pool: _Pool | _TLSPool) -> None:
+    """Close a pool's idle connections; those in use come back to it as before."""
+    idle = pool.pool
+    while idle is not None:
+        try:
+            connection = idle.get_nowait()
+        except queue.Empty:
+            break
+        if connection is not None:
+            connection.close()
 
 
 def _mapped(exc: Exception, backend: Backend, limits: Limits) -> UpstreamError:

@@ -164,14 +164,14 @@ class Sized:
 class UntilClose:
     """A body that ends with its connection; whether it is whole, its own end has to tell.
 
+    Of a stream that is its last record, which whoever reads the stream looks at.
+
     Args:
-        content_type: a stream's last record has to be an end mark, a JSON answer has to be one whole value.
+        content_type: a JSON answer has to be one whole value.
     """
 
-    _MARKS = (b'"done":true', b'"error"', b"data: [DONE]", b"message_stop", b"response.completed")
-
     def __init__(self, content_type: str) -> None:
-        self._type = content_type
+        self._is_json = content_type.startswith("application/json")
         self.done = False
         self.failure: Truncated | None = None
         self._tail = b""
@@ -181,17 +181,12 @@ class UntilClose:
         return data
 
     def end(self) -> None:
-        last = self._tail.rstrip()
-        if self._type.startswith(("application/x-ndjson", "text/event-stream")):
-            last_record = last[last.rfind(b"\n") + 1 :]
-            whole = any(mark in last_record for mark in self._MARKS)
-        elif self._type.startswith("application/json"):
-            whole = _is_json(last) if len(self._tail) < _LONGEST_RECORD else last.endswith((b"}", b"]"))
-        else:
-            whole = True
-        if not whole:
+        if self._is_json and not self._is_whole(self._tail.rstrip()):
             raise Truncated("the connection was closed before the answer's end")
         self.done = True
+
+    def _is_whole(self, last: bytes) -> bool:
+        return _is_json(last) if len(self._tail) < _LONGEST_RECORD else last.endswith((b"}", b"]"))
 
 
 def _is_json(text: bytes) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from proxy_app.domain import Backend
 
@@ -49,16 +50,46 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
 # gunicorn writes its own; a backend's cookie is nobody's business but its own.
 _NOT_DOWNSTREAM = HOP_BY_HOP | {"content-length", "date", "server", "set-cookie", "x-request-id"}
 
-VIA = "1.1 caravan"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
-def to_upstream(headers: Iterable[tuple[str, str]], backend: Backend, request_id: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asked, and on which way: what Caravan itself says of a request.
+
+    Args:
+        request_id: the same in every log.
+        via: our own entry of `Via`.
+        address: the client's, as far as the proxies in front can be believed.
+        scheme: how the client reached the first of them.
+    """
+
+    request_id: str = ""
+    via: str = ""
+    address: str = ""
+    scheme: str = ""
+
+    def headers(self, came_via: str) -> dict[str, str]:
+        said = {
+            "Via": ", ".join(filter(None, (came_via, self.via))),
+            "X-Request-Id": self.request_id,
+            "X-Forwarded-For": self.address,
+            "X-Forwarded-Proto": self.scheme,
+        }
+        return {name: value for name, value in said.items() if value}
+
+
+NOBODY = Origin()
+"""Of what Caravan asks for itself."""
+
+
+def to_upstream(headers: Iterable[tuple[str, str]], backend: Backend, origin: Origin) -> dict[str, str]:
     """The headers of a request as a backend gets them."""
     pairs = list(headers)
     dropped = _NOT_UPSTREAM | _named_by_connection(pairs)
-    own = {"Via": VIA, "X-Request-Id": request_id} | own_headers(backend)
+    came_via = ", ".join(value for name, value in pairs if name.lower() == "via")
+    own = origin.headers(came_via) | own_headers(backend)
     dropped |= {name.lower() for name in own}
     return {name: value for name, value in pairs if name.lower() not in dropped} | own
 

@@ -37,14 +37,14 @@ class _NoCookies(RequestsCookieJar):
 class Prober:
     """Asks one backend. Not shared between threads: a session keeps its connection."""
 
-    def __init__(self, backend: Backend, connect_s: float, read_s: float) -> None:
+    def __init__(self, backend: Backend, connect_s: float, read_s: float, via: str) -> None:
         self._backend = backend
         self._connect_s, self._read_s = connect_s, read_s
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.mount("https://", _SystemTrust())
         self._session.cookies = _NoCookies()
-        self._session.headers.update(rules.own_headers(backend))
+        self._session.headers.update({"Via": via} | rules.own_headers(backend))
 
     def close(self) -> None:
         self._session.close()
@@ -60,10 +60,17 @@ class Prober:
     def version(self) -> str:
         return str(self._get("/api/version").get("version", ""))
 
-    def cloud_disabled(self) -> bool | None:
-        """`GET /api/status`; None where the server is too old to say."""
+    def cloud(self) -> tuple[bool | None, str | None]:
+        """`GET /api/status`: is the cloud switched off, and by what; (None, None) where that is not said."""
         cloud = self._get("/api/status").get("cloud")
-        return bool(cloud.get("disabled")) if isinstance(cloud, dict) else None
+        if not isinstance(cloud, dict):
+            return None, None
+        return bool(cloud.get("disabled")), str(cloud.get("source", "none"))
+
+    def recommendations(self) -> str:
+        """`GET /api/experimental/model-recommendations`, as it goes out to clients."""
+        found = self._get("/api/experimental/model-recommendations").get("recommendations")
+        return json.dumps({"recommendations": found if isinstance(found, list) else []}, separators=(",", ":"))
 
     def _models(self, path: str) -> list[dict[str, Any]]:
         models = self._get(path).get("models")

@@ -19,6 +19,7 @@ from gevent.event import AsyncResult
 from proxy_app.errors import BadAnswer, ClientGone, Truncated, UpstreamError
 from proxy_app.upstream.framing import Chunked, Framing, Sized, chunk, framing_of
 from proxy_app.upstream.headers import clean_reason
+from proxy_app.upstream.records import LastRecord
 
 READ_BYTES = 65536
 READABLE, WRITABLE = 1, 2
@@ -28,11 +29,12 @@ class Upstream:
     """One answer of a backend.
 
     Owned by: the request that asked. `close` gives the connection back where the answer is complete and closes it
-    where it is not, which makes Ollama stop generating.
+    where it is not, which makes Ollama stop generating. `waited_s`: how long its head took to come.
     """
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, idle_s: float) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, idle_s: float, waited_s: float = 0.0) -> None:
         self._response = response
+        self.waited_s = waited_s
         # urllib3 has no public way to read a body's bytes as they stand on the wire; its own chunk reader
         # drops what it has of a chunk that is cut, and costs more than the rest of a token together.
         self._http = cast(http.client.HTTPResponse, response._fp)  # type: ignore[attr-defined]
@@ -54,6 +56,12 @@ class Upstream:
     @property
     def content_type(self) -> str:
         return next((value for name, value in self.headers if name.lower() == "content-type"), "")
+
+    @property
+    def readable_type(self) -> str:
+        """Its content type where its bytes can be looked into and added to; "" where they are compressed."""
+        codings = {value.strip().lower() for name, value in self.headers if name.lower() == "content-encoding"}
+        return "" if codings - {"identity", ""} else self.content_type
 
     @property
     def length(self) -> int | None:
@@ -107,15 +115,18 @@ class Upstream:
         """Are both ends plain sockets of the hub? TLS keeps bytes of its own that no watcher sees."""
         return type(self._socket) is gevent.socket.socket and type(client) is gevent.socket.socket
 
-    def pump(self, client: socket.socket) -> bytes:
-        """Move the rest of the body to a client that reads chunks; returns the last bytes that went out.
+    def pump(self, client: socket.socket, record: LastRecord) -> None:
+        """Move the rest of the body to a client that reads chunks.
+
+        Args:
+            record: is told of all that went out.
 
         Raises:
             Truncated: as `read`; its `tail` is what went out last.
             ClientGone: the client hung up, or took nothing for as long as a backend may be silent.
         """
         assert self._socket is not None, "can_pump was not asked"
-        return _Pump(self._socket, client, self._framing, self._idle_s).run()
+        _Pump(self._socket, client, self._framing, self._idle_s, record).run()
 
     def close(self) -> None:
         """Give the connection back, or close it; idempotent."""
@@ -144,8 +155,11 @@ class _Pump:
     Back pressure: what the client does not take stops the reading until it does.
     """
 
-    def __init__(self, source: socket.socket, client: socket.socket, framing: Framing, idle_s: float) -> None:
+    def __init__(
+        self, source: socket.socket, client: socket.socket, framing: Framing, idle_s: float, record: LastRecord
+    ) -> None:
         self._source, self._client, self._framing, self._idle_s = source, client, framing, idle_s
+        self._note = record.note_chunk
         self._feed = framing.feed_chunk if isinstance(framing, Chunked) else self._feed_and_frame
         self._pending = b""
         self._last = b""
@@ -156,7 +170,7 @@ class _Pump:
         self._writable = loop.io(client.fileno(), WRITABLE)
         self._hung_up = loop.io(client.fileno(), READABLE)
 
-    def run(self) -> bytes:
+    def run(self) -> None:
         if self._framing.failure is not None:
             raise self._framing.failure
         client_s = self._client.gettimeout()
@@ -176,7 +190,6 @@ class _Pump:
             failure.tail = self._last[-4:-2]
         if failure is not None:
             raise failure
-        return self._last
 
     def _wait(self) -> BaseException | None:
         """Wait for the end; silence is judged once per idle time, so that a token costs no timer."""
@@ -210,6 +223,7 @@ class _Pump:
         frame = self._feed(data)
         if frame:
             self._last = frame
+            self._note(frame)
             self._write(frame)
 
     def _settle(self) -> None:

@@ -5,24 +5,42 @@ from __future__ import annotations
 import logging
 import re
 from http import HTTPStatus
+from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
+from markupsafe import escape
 from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from proxy_app import telemetry
 from proxy_app.dialects import ollama
+from proxy_app.services.relayed import LOGGED_NAME
 from proxy_app.services.runtime import Runtime
 from proxy_app.settings import Settings, load
-from proxy_app.web import anthropic, chat, guards, openai, ops, show, tags
+from proxy_app.web import guards
+from proxy_app.web.bodies import has_body
+from proxy_app.web.connection import close_after_answer
+from proxy_app.web.relayed import query_as_sent
 from proxy_app.web.respond import Raw, register_errors, text_answer
+from proxy_app.web.routes import TABLE
 
 log = logging.getLogger(__name__)
 
 _SLASHES = re.compile("/+")
 
-# Ollama answers HEAD on these alone (measured: v1_models_head_405).
-_WITH_HEAD = {"/", "/api/version", "/api/tags"}
-_BLUEPRINTS = (tags.blueprint, show.blueprint, chat.blueprint, openai.blueprint, anthropic.blueprint, ops.blueprint)
+# Ollama answers HEAD where its table says so, and nowhere else (measured: v1_models_head_405).
+_WITH_HEAD = {route.path for route in TABLE if "HEAD" in route.methods}
+
+
+class _App(Flask):
+    """Flask without what Werkzeug does before any guard is asked."""
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
+        # A WebSocket that nobody offers is no error: the request is answered as if it had not been asked for
+        # (RFC 9110 §7.8). An absolute target without a path means "/".
+        environ.pop("HTTP_UPGRADE", None)
+        environ["PATH_INFO"] = environ["PATH_INFO"] or "/"
+        return super().wsgi_app(environ, start_response)
 
 
 def build(settings: Settings | None = None) -> Flask:
@@ -33,55 +51,47 @@ def build(settings: Settings | None = None) -> Flask:
     """
     settings = settings or load()
     telemetry.configure(settings.log_level)
-    app = Flask("proxy_app", static_folder=None)
+    app = _App("proxy_app", static_folder=None, template_folder="web/templates")
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
-    for blueprint in _BLUEPRINTS:
-        app.register_blueprint(blueprint)
-    _register_guards(app, settings)
+    _register_routes(app, settings)
+    app.before_request(guards.first(settings))
     _register_signature(app)
     _register_misses(app)
     register_errors(app)
+    if settings.trusted_hops:
+        hops = settings.trusted_hops
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
     app.extensions["proxy"] = Runtime.build(settings)
     return app
 
 
-def _register_guards(app: Flask, settings: Settings) -> None:
-    host_allowed = guards.host_guard(settings.hosts)
-    origin_allowed = guards.origin_guard(settings.origins)
-    checks_host = not settings.is_public
-
-    @app.before_request
-    def guard() -> Raw | None:
-        environ = request.environ
-        g.request_id = guards.request_id(environ.get("HTTP_X_REQUEST_ID", ""))
-        host = environ.get("HTTP_HOST", "")
-        origin = environ.get("HTTP_ORIGIN")
-        if origin is not None and not origin_allowed(origin, host):
-            return Raw(b"", 403)
-        if origin is not None and environ["REQUEST_METHOD"] == "OPTIONS":
-            return Raw(b"", 204, guards.PREFLIGHT_HEADERS)
-        if checks_host and not host_allowed(host):
-            return Raw(b"", 403)
-        if "//" in environ["PATH_INFO"]:
-            # Werkzeug itself would look past leading slashes.
-            raise NotFound
-        if environ["REQUEST_METHOD"] == "HEAD" and request.path not in _WITH_HEAD:
-            raise MethodNotAllowed(valid_methods=["GET"])
-        return None
+def _register_routes(app: Flask, settings: Settings) -> None:
+    blueprints = {route.blueprint: Blueprint(route.blueprint, __name__) for route in TABLE}
+    for route in TABLE:
+        view = guards.guarded(route, settings)
+        blueprints[route.blueprint].add_url_rule(route.path, route.endpoint, view, methods=list(route.methods))
+    for blueprint in blueprints.values():
+        app.register_blueprint(blueprint)
 
 
 def _register_signature(app: Flask) -> None:
-    """What every answer carries."""
+    """What every answer carries, and the log line of those that write none of their own."""
 
     @app.after_request
     def sign(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
+        if has_body(request.environ) and not g.get("body_read"):
+            # What is left of it would be taken for the next request, or answered a second time.
+            close_after_answer()
         origin = request.environ.get("HTTP_ORIGIN")
         if origin is not None and response.status_code != 403:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Vary"] = "Origin"
+        if log.isEnabledFor(logging.DEBUG):
+            fields = {"request_id": g.request_id, "method": request.method, "path": request.path[:LOGGED_NAME]}
+            log.debug("answered", extra={"fields": fields | {"status": response.status_code}})
         return response
 
 
@@ -93,8 +103,11 @@ def _register_misses(app: Flask) -> None:
     def not_found(_: NotFound) -> Raw:
         path = request.environ["PATH_INFO"]
         clean = _SLASHES.sub("/", path).rstrip("/")
-        if clean != path and clean in known:
-            return _redirect(clean, 307 if "//" in path or request.method != "GET" else 301)
+        as_sent = request.environ.get("RAW_URI", "").partition("?")[0]
+        if clean != path and clean in known and "%" not in as_sent:
+            return _redirect(
+                clean + query_as_sent(request.environ), 307 if "//" in path or request.method != "GET" else 301
+            )
         return text_answer(ollama.NOT_FOUND, 404)
 
     @app.errorhandler(MethodNotAllowed)
@@ -103,10 +116,10 @@ def _register_misses(app: Flask) -> None:
         return text_answer(ollama.METHOD_NOT_ALLOWED, 405, [("Allow", ", ".join(_as_ollama(methods, request.path)))])
 
 
-def _redirect(path: str, status: int) -> Raw:
-    """A redirect as Go writes it; the path is one of our own, so nothing of the client's is echoed."""
-    body = f'<a href="{path}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
-    headers = [("Content-Type", "text/html; charset=utf-8"), ("Location", path), ("Content-Length", str(len(body)))]
+def _redirect(target: str, status: int) -> Raw:
+    """A redirect as Go writes it; the path is one of our own, the query the client's."""
+    body = f'<a href="{escape(target)}">{HTTPStatus(status).phrase}</a>.\n\n'.encode()
+    headers = [("Content-Type", "text/html; charset=utf-8"), ("Location", target), ("Content-Length", str(len(body)))]
     return Raw(body, status, headers)
 
 

@@ -1,47 +1,121 @@
-"""What every request passes first: its id, whose Host and Origin it carries, and a body that is whole.
+"""What stands between the listener and a view.
 
-Source of the Host and Origin rules: Ollama server/routes.go:1776-1867 and envconfig/config.go:86-109 (v0.33.0-rc2),
-measured.
+Every request passes `first`: its id, the path as it was sent, whose Host and Origin it carries, whether it has been
+here before. A route's row in `routes` says what else guards it; `guarded` puts that around its view.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import re
-import socket
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
-from functools import lru_cache
-from typing import IO, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
-from gunicorn.http.errors import ParseException
+from flask import g, request
+from werkzeug.exceptions import MethodNotAllowed, NotFound
 
-from proxy_app.errors import BadRequest, BodyTooLarge, RequestTimeout
+from proxy_app.dialects.errors import Dialect
+from proxy_app.errors import BadRequest, ClientGone, Forbidden, Loop, RequestError, Stopping, Unavailable
+from proxy_app.services.relayed import STOPPING
+from proxy_app.settings import Settings
+from proxy_app.web import hosts
 from proxy_app.web.connection import close_after_answer
+from proxy_app.web.respond import Raw, error_answer
 
-READ_BYTES = 65536
+View = Callable[..., Raw]
+Scope = Literal["open", "read", "infer", "manage"]
+"""`open` needs nothing; `manage` changes what backends hold, or an account: only from this machine itself."""
+
+# The longest request body is the setting CARAVAN_MAX_BODY; that of an upload, which is never held, has no limit.
+FROM_SETTING = -1
+UNLIMITED = -2
+NO_BODY = 0
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
-_LOCAL_ORIGINS = tuple(
-    f"{scheme}://{host}{port}"
-    for scheme in ("http", "https")
-    for host in ("localhost", "127.0.0.1", "0.0.0.0")
-    for port in ("", ":*")
-)
-_APP_ORIGINS = ("app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode-file://*")
+_PLAIN_PATH = re.compile(r"(?:/|(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._:@-]+)+/?)")
+# The only routes with a part that clients choose, and so may escape.
+_WITH_NAMES = ("/v1/models/", "/api/blobs/", "/api/user/keys/")
+# What Go takes for a Host (httpguts.ValidHostHeader), and so Ollama.
+_HOST = re.compile(r"[A-Za-z0-9!$%&()*+,.:;=\[\]'_~-]*")
+_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_REAL_IP", "HTTP_VIA")
 
-PREFLIGHT_HEADERS = (
-    ("Access-Control-Allow-Methods", "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"),
-    (
-        "Access-Control-Allow-Headers",
-        "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Lang,"
-        "X-Stainless-Package-Version,X-Stainless-Os,X-Stainless-Arch,X-Stainless-Retry-Count,X-Stainless-Runtime,"
-        "X-Stainless-Runtime-Version,X-Stainless-Async,X-Stainless-Helper-Method,X-Stainless-Poll-Helper,"
-        "X-Stainless-Custom-Poll-Interval,X-Stainless-Timeout",
-    ),
-    ("Access-Control-Max-Age", "43200"),
-)
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the route table.
+
+    Args:
+        path: in Flask's form; a variable part is the last one.
+        methods: all that are answered; OPTIONS is answered by `first`.
+        body: longest request body in bytes, or FROM_SETTING, or UNLIMITED.
+        dialect: of the errors that Caravan itself raises.
+    """
+
+    blueprint: str
+    path: str
+    view: View
+    methods: tuple[str, ...]
+    scope: Scope
+    body: int = NO_BODY
+    dialect: Dialect = "ollama"
+
+    @property
+    def endpoint(self) -> str:
+        return f"{'_'.join(self.methods)} {self.path}".replace(".", "_")
+
+
+def guarded(route: Route, settings: Settings) -> View:
+    """A route's view with its guards around it."""
+    limit = {FROM_SETTING: settings.max_body, UNLIMITED: None}.get(route.body, route.body)
+    check_scope = partial(_check_local, settings) if route.scope == "manage" else _allow
+
+    def view(**parts: str) -> Raw:
+        if request.method not in route.methods:
+            # Werkzeug lets HEAD pass where there is GET; Ollama does not.
+            raise MethodNotAllowed(valid_methods=route.methods)
+        g.body_limit = limit
+        try:
+            check_scope(request.environ)
+            return route.view(**parts)
+        except RequestError as error:
+            return error_answer(error, route.dialect)
+        except Stopping:
+            return error_answer(Unavailable(STOPPING, retry_after_s=1), route.dialect)
+        except ClientGone:
+            # Nobody reads this; the status is nginx's word for it.
+            return Raw(b"", "499 Client Closed Request")
+
+    view.__name__ = route.endpoint
+    return view
+
+
+def first(settings: Settings) -> Callable[[], Raw | None]:
+    """The guard of all requests, before it is known which route they mean."""
+    host_allowed = hosts.host_guard(settings.hosts)
+    origin_allowed = hosts.origin_guard(settings.origins)
+    checks_host = not settings.is_public
+    own = settings.via.partition(" ")[2]
+
+    def guard() -> Raw | None:
+        environ = request.environ
+        g.request_id = request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+        host = _check_target(environ)
+        _check_connection(environ)
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is not None and not origin_allowed(origin, host):
+            return Raw(b"", 403)
+        if origin is not None and environ["REQUEST_METHOD"] == "OPTIONS":
+            return Raw(b"", 204, hosts.PREFLIGHT_HEADERS)
+        if checks_host and not host_allowed(host):
+            return Raw(b"", 403)
+        if own in environ.get("HTTP_VIA", ""):
+            raise Loop
+        return None
+
+    return guard
 
 
 def request_id(given: str) -> str:
@@ -49,94 +123,68 @@ def request_id(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else "%032x" % random.getrandbits(128)
 
 
-def host_guard(extra: tuple[str, ...]) -> Callable[[str], bool]:
-    """A check of the Host header for a loopback listener, against DNS rebinding.
-
-    Args:
-        extra: more names; `.example.com` allows all below it, `*` everything.
-    """
-    own = socket.gethostname().lower()
-
-    @lru_cache(maxsize=1024)
-    def allows(header: str) -> bool:
-        host = _without_port(header).lower()
-        if host in ("", "localhost", own) or host.endswith(_LOCAL_SUFFIXES) or "*" in extra:
-            return True
-        if any(host == name or (name.startswith(".") and host.endswith(name)) for name in extra):
-            return True
-        return _is_own_address(host)
-
-    return allows
-
-
-def origin_guard(extra: tuple[str, ...]) -> Callable[[str, str], bool]:
-    """A check of (Origin, Host): may this page call?"""
-    patterns = (*extra, *_LOCAL_ORIGINS, *_APP_ORIGINS)
-
-    @lru_cache(maxsize=1024)
-    def allows(origin: str, host: str) -> bool:
-        if origin in (f"http://{host}", f"https://{host}"):
-            return True
-        return any(fnmatchcase(origin.lower(), pattern.lower()) for pattern in patterns)
-
-    return allows
-
-
-def read_body(environ: Mapping[str, Any], limit: int) -> bytes:
-    """The whole body, or none of it.
+def _check_target(environ: dict[str, Any]) -> str:
+    """Refuse a target that is spelled in a way that some reader may take for another one; returns its host.
 
     Raises:
-        BodyTooLarge: longer than `limit` bytes, whether its length was announced or not.
-        BadRequest: shorter than announced: the client left in the middle, and what it sent is no request.
+        NotFound: no route is spelled so.
+        BadRequest: HTTP/1.1 without Host (RFC 9112 §3.2), or one that is none.
     """
-    try:
-        return _read_body(environ, limit)
-    except (BodyTooLarge, BadRequest, RequestTimeout):
+    target = environ.get("RAW_URI") or environ["PATH_INFO"]
+    if "HTTP_HOST" not in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+        raise _refused("the Host header is missing")
+    if not target.startswith("/"):
+        # The absolute form: its host wins over the header (RFC 9112 §3.2.2).
+        parts = urlsplit(target)
+        target, environ["HTTP_HOST"] = parts.path or "/", parts.netloc.rpartition("@")[2]
+        if parts.scheme.lower() not in ("http", "https"):
+            raise _refused("only http is spoken here")
+    path = target.partition("?")[0]
+    if not _PLAIN_PATH.fullmatch(path) and not _is_named(path):
+        raise NotFound
+    host: str = environ.get("HTTP_HOST", "")
+    if not _HOST.fullmatch(host):
+        raise _refused("malformed Host header")
+    return host
+
+
+def _check_connection(environ: Mapping[str, Any]) -> None:
+    """Refuse a body whose end some reader may see elsewhere; note that the client wants to leave.
+
+    Raises:
+        BadRequest: a transfer coding that is not plain chunked (RFC 9112 §6.1).
+    """
+    coding = environ.get("HTTP_TRANSFER_ENCODING")
+    if coding is not None and coding.strip().lower() != "chunked":
+        raise _refused("the body has a transfer coding that is not plain chunked")
+    options = environ.get("HTTP_CONNECTION", "")
+    # gunicorn knows the word only where it stands alone (RFC 9112 §9.6).
+    if "," in options and "close" in (option.strip().lower() for option in options.split(",")):
         close_after_answer()
-        raise
 
 
-def _read_body(environ: Mapping[str, Any], limit: int) -> bytes:
-    announced = environ.get("CONTENT_LENGTH") or ""
-    length = int(announced) if announced else None
-    if length is not None and length > limit:
-        raise _too_large(limit)
-    if length is None and "chunked" not in environ.get("HTTP_TRANSFER_ENCODING", "").lower():
-        return b""
-    body = _read(environ["wsgi.input"], limit)
-    if length is not None and len(body) != length:
-        raise BadRequest("the request body is shorter than its Content-Length")
-    return body
+def _refused(why: str) -> BadRequest:
+    """A request that is not what it seems: nothing else is read from its connection."""
+    close_after_answer()
+    return BadRequest(why)
 
 
-def _read(stream: IO[bytes], limit: int) -> bytes:
-    pieces, size = [], 0
-    try:
-        while piece := stream.read(READ_BYTES):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise _too_large(limit)
-    except TimeoutError as exc:
-        raise RequestTimeout("the request body stopped coming") from exc
-    except (OSError, ParseException) as exc:
-        raise BadRequest("the request body was cut off or is badly framed") from exc
-    return b"".join(pieces)
+def _is_named(path: str) -> bool:
+    """Is it the path of a route with a name in it, escaped in whatever way, that leads nowhere else?"""
+    segments = unquote(path).split("/")
+    return path.startswith(_WITH_NAMES) and not {"", ".", ".."} & set(segments[1:]) and "\\" not in path
 
 
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the request body is longer than {limit} bytes")
+def _check_local(settings: Settings, environ: Mapping[str, Any]) -> None:
+    """Does this machine itself ask? Without keys that is all that tells an operator from anybody.
+
+    Raises:
+        Forbidden: no.
+    """
+    direct = not any(name in environ for name in _FORWARDED)
+    if settings.is_public or not direct or not hosts.is_this_machine(environ.get("HTTP_HOST", "")):
+        raise Forbidden("this changes what the backends hold: Caravan serves it on a loopback address, directly, only")
 
 
-def _without_port(header: str) -> str:
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if header.count(":") == 1 else header
-
-
-def _is_own_address(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_private or address.is_unspecified
+def _allow(_: Mapping[str, Any]) -> None:
+    """Nothing is asked for."""

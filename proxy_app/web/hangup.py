@@ -23,6 +23,8 @@ READABLE = 1
 class GunicornClient:
     """The client of one request; its body has been read. Under another server nothing is watched."""
 
+    __slots__ = ("_reads_chunks", "_socket")
+
     def __init__(self, environ: Mapping[str, Any]) -> None:
         self._socket: socket.socket | None = environ.get("gunicorn.socket")
         self._reads_chunks = environ.get("SERVER_PROTOCOL") == "HTTP/1.1" and environ["REQUEST_METHOD"] != "HEAD"

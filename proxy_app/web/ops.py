@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from flask import Blueprint
-
 from proxy_app.web.respond import Raw, runtime, text_answer
-
-blueprint = Blueprint("ops", __name__)
 
 # A connect timeout and a poll's usual time.
 FIRST_LOOK_S = 3.0
 
 
-@blueprint.get("/livez")
 def livez() -> Raw:
     """The process answers; nothing else is looked at."""
     return text_answer(b"ok\n")
 
 
-@blueprint.get("/readyz")
 def readyz() -> Raw:
     """Send traffic here? Not while draining, and not before the backends were looked at once.
 

@@ -2,62 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flask import g, request
 
-from proxy_app.dialects.body import routing_model
-from proxy_app.dialects.inference import ROUTES, InferenceRoute
-from proxy_app.errors import BadRequest, ClientGone, RequestError
+from proxy_app.dialects.body import Asked, asked, is_blank
+from proxy_app.dialects.inference import InferenceRoute
+from proxy_app.domain import Buffer
+from proxy_app.errors import BadRequest
+from proxy_app.services.relayed import Answer
+from proxy_app.upstream.aside import Aside
+from proxy_app.upstream.body import Body
 from proxy_app.upstream.client import Call
-from proxy_app.web.guards import read_body
+from proxy_app.upstream.headers import Origin
+from proxy_app.web.bodies import decoded, read_body
 from proxy_app.web.hangup import GunicornClient
-from proxy_app.web.respond import Raw, error_answer, runtime
+from proxy_app.web.heartbeat import beat_of, beating
+from proxy_app.web.respond import Raw, runtime
 
-_BY_PATH = {route.path: route for route in ROUTES}
 
-
-def relayed(path: str) -> Callable[[], Raw]:
+def relayed(route: InferenceRoute) -> Callable[[], Raw]:
     """The view of one inference route."""
-    route = _BY_PATH[path]
 
     def view() -> Raw:
+        services = runtime()
+        body = read_body(services.bodies)
         try:
-            return _relay(route)
-        except RequestError as error:
-            return error_answer(error, route.dialect)
-        except ClientGone:
-            # Nobody reads this; the status is nginx's word for it.
-            return Raw(b"", "499 Client Closed Request")
+            ask = _read(route, body.buffer())
+            search = _searching(route, body, ask)
+        except BaseException:
+            body.close()
+            raise
+        beat = beat_of(route, ask.stream) if services.settings.heartbeat_s else None
+        return passed(search() if beat is None else beating(Aside(search), beat, services.settings.heartbeat_s))
 
-    view.__name__ = path.strip("/").replace("/", "_")
     return view
 
 
-def _relay(route: InferenceRoute) -> Raw:
+def _searching(route: InferenceRoute, body: Body, ask: Asked) -> Callable[[], Answer]:
+    """What finds an answer; the body is not needed any more once there is one."""
+    call = _call(route, body.buffer())
+    relay, client = runtime().relay, GunicornClient(request.environ)
+
+    def search() -> Answer:
+        with body:
+            return relay.answer(route, call, ask.model, client)
+
+    return search
+
+
+def origin() -> Origin:
+    """Who asks, as a backend may know it."""
     environ = request.environ
-    services = runtime()
-    body = read_body(environ, services.settings.max_body)
+    address = environ.get("REMOTE_ADDR", "")
+    return Origin(g.request_id, runtime().settings.via, address, environ.get("wsgi.url_scheme", ""))
+
+
+def _call(route: InferenceRoute, body: Buffer) -> Call:
+    return Call("POST", route.path + query_as_sent(request.environ), body, tuple(request.headers.items()), origin())
+
+
+def query_as_sent(environ: Mapping[str, Any]) -> str:
+    """The query with its question mark, byte for byte (RFC 9110 §7.7)."""
+    _, mark, query = environ.get("RAW_URI", "").partition("?")
+    return str(mark + query.partition("#")[0])
+
+
+def _read(route: InferenceRoute, body: Buffer) -> Asked:
+    """What the request asks for, in the words of its route where it asks for nothing.
+
+    Raises:
+        BadRequest: it cannot be read.
+    """
+    environ = request.environ
     content_type = environ.get("CONTENT_TYPE", "")
-    query = environ.get("QUERY_STRING", "")
-    _check_form(route, body, content_type)
-    model = routing_model(body, content_type, query)
-    call = Call(
-        method="POST",
-        target=f"{route.path}?{query}" if query else route.path,
-        body=body,
-        headers=tuple(request.headers.items()),
-        request_id=g.request_id,
-    )
-    answer = services.relay.answer(route, call, model, GunicornClient(environ))
+    if route.needs_multipart and not content_type.lower().startswith("multipart/form-data"):
+        raise BadRequest("failed to parse multipart form: request Content-Type isn't multipart/form-data")
+    if route.takes_zstd and (encoding := environ.get("HTTP_CONTENT_ENCODING")):
+        body = decoded(body, encoding, runtime().bodies)
+    if is_blank(body):
+        raise BadRequest(route.empty_body)
+    return asked(body, content_type, environ.get("QUERY_STRING", "")) if route.no_cloud is None else Asked()
+
+
+def passed(answer: Answer) -> Raw:
+    """A service's answer as it goes to the client."""
     response = Raw(answer.body, f"{answer.status} {answer.reason}".rstrip(), answer.headers)
     # Not in the iterator's `finally`: of an answer to HEAD, or to a client that left, no piece is ever asked for.
     response.call_on_close(answer.close)
     return response
-
-
-def _check_form(route: InferenceRoute, body: bytes, content_type: str) -> None:
-    if route.needs_multipart and not content_type.lower().startswith("multipart/form-data"):
-        raise BadRequest("failed to parse multipart form: request Content-Type isn't multipart/form-data")
-    if not body.strip():
-        raise BadRequest(route.empty_body)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import cast
 
-from flask import Flask, Request, Response, current_app, g, request
+from flask import Flask, Request, Response, current_app, g, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from proxy_app.dialects.errors import JSON, Dialect, error_body
@@ -14,15 +14,15 @@ from proxy_app.domain import Listing
 from proxy_app.errors import CloudDisabled, RequestError, Unavailable
 from proxy_app.services.runtime import Runtime
 
+Pairs = Iterable[tuple[str, str]]
+
 
 class Raw(Response):
     """Nothing is added to what a view says: no guessed type, no charset."""
 
     default_mimetype = None
 
-    def __init__(
-        self, body: bytes | Iterable[bytes], status: int | str = 200, headers: Iterable[tuple[str, str]] = ()
-    ) -> None:
+    def __init__(self, body: bytes | Iterable[bytes], status: int | str = 200, headers: Pairs = ()) -> None:
         # Werkzeug shouts its phrases; Go, and so Ollama, does not.
         line = f"{status} {HTTPStatus(status).phrase}" if isinstance(status, int) else status
         super().__init__(body, status=line, headers=list(headers), direct_passthrough=not isinstance(body, bytes))
@@ -32,11 +32,11 @@ def runtime() -> Runtime:
     return cast(Runtime, current_app.extensions["proxy"])
 
 
-def json_answer(body: bytes, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Raw:
+def json_answer(body: bytes, status: int = 200, headers: Pairs = ()) -> Raw:
     return Raw(body, status, [("Content-Type", JSON), ("Content-Length", str(len(body))), *headers])
 
 
-def text_answer(body: bytes, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Raw:
+def text_answer(body: bytes, status: int = 200, headers: Pairs = ()) -> Raw:
     return Raw(body, status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), *headers])
 
 
@@ -55,24 +55,56 @@ def listing_answer(listing: Listing, asked: Request, content_type: str = JSON) -
 
 
 def error_answer(error: RequestError, dialect: Dialect) -> Raw:
-    """An error that Caravan raises itself, in the words of the route's dialect."""
+    """An error that Caravan raises itself: the one place where they get their form."""
     # Ollama answers this one in its own form on every route (measured: v1_chat_cloud_disabled_403).
     form: Dialect = "ollama" if isinstance(error, CloudDisabled) else dialect
     headers = []
     if isinstance(error, Unavailable):
         headers.append(("Retry-After", str(error.retry_after_s)))
-    return json_answer(error_body(form, error.status, error.message, g.get("request_id", "")), error.status, headers)
+    return _rendered(form, error.status, error.message, headers)
+
+
+def _rendered(dialect: Dialect, status: int, message: str, headers: Pairs = ()) -> Raw:
+    """In the dialect of the route's clients; as a page or plain text for a person who asks for that."""
+    wanted = _wanted()
+    if wanted == "text/html":
+        return _page(status, message, headers)
+    if wanted == "text/plain":
+        return text_answer(f"{message}\n".encode(), status, headers)
+    return json_answer(error_body(dialect, status, message, g.get("request_id", "")), status, headers)
+
+
+def _wanted() -> str:
+    """What kind of text the client prefers; JSON unless it says so."""
+    if "text/" not in request.environ.get("HTTP_ACCEPT", ""):
+        return "application/json"
+    kinds = ("application/json", "text/html", "text/plain")
+    return request.accept_mimetypes.best_match(kinds, "application/json") or "application/json"
+
+
+def _page(status: int, message: str, headers: Pairs) -> Raw:
+    phrase = HTTPStatus(status).phrase
+    about = {"status": status, "phrase": phrase, "message": message, "request_id": g.get("request_id", "")}
+    body = render_template("error.html", **about).encode()
+    own = [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+    ]
+    return Raw(body, status, [*own, *headers])
 
 
 def dialect_of(path: str) -> Dialect:
-    """The dialect of a path's clients."""
+    """The dialect of a path's clients, where no route is known."""
     if path.startswith("/v1/messages"):
         return "anthropic"
     return "openai" if path.startswith("/v1/") else "ollama"
 
 
 def register_errors(app: Flask) -> None:
-    """Render our own errors; a bug is a 500 in the dialect, with its traceback in the log alone."""
+    """Render what is raised outside of a route; a bug is a 500 in the dialect, with its traceback in the log alone."""
 
     @app.errorhandler(RequestError)
     def refused(error: RequestError) -> Raw:
@@ -81,11 +113,9 @@ def register_errors(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def refused_by_the_framework(error: HTTPException) -> Raw:
         """What Werkzeug refuses before a view is reached, such as a Host that is none."""
-        body = error_body(dialect_of(request.path), error.code or 400, error.name, g.get("request_id", ""))
-        return json_answer(body, error.code or 400)
+        return _rendered(dialect_of(request.path), error.code or 400, error.name)
 
     @app.errorhandler(Exception)
     def broken(error: Exception) -> Raw:
         current_app.logger.exception("a bug: %s %s", request.method, request.path)
-        body = error_body(dialect_of(request.path), 500, "Caravan failed; its log says why", g.get("request_id", ""))
-        return json_answer(body, 500)
+        return _rendered(dialect_of(request.path), 500, "Caravan failed; its log says why")

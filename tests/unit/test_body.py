@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy_app.dialects.body import routing_model
+from proxy_app.dialects.body import asked
 from proxy_app.errors import BadRequest
 
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
+
+
+def model_of(body: bytes, content_type: str = "", query: str = "") -> str:
+    return asked(body, content_type, query).model
 
 
 def multipart(*parts: tuple[str, bytes], boundary: str = "XX") -> bytes:
@@ -28,7 +32,7 @@ def multipart(*parts: tuple[str, bytes], boundary: str = "XX") -> bytes:
 
 @pytest.mark.parametrize("content_type", ["", JSON, FORM, "text/plain", "nonsense"])
 def test_json_is_read_whatever_the_content_type(content_type: str) -> None:
-    assert routing_model(b' \r\n\t{"model":"tiny"}', content_type) == "tiny"
+    assert model_of(b' \r\n\t{"model":"tiny"}', content_type) == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -49,12 +53,12 @@ def test_json_is_read_whatever_the_content_type(content_type: str) -> None:
     ],
 )
 def test_the_one_model_at_the_top_level_is_found(body: bytes) -> None:
-    assert routing_model(body, JSON) == "tiny"
+    assert model_of(body, JSON) == "tiny"
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"model":null}', b'{"model":""}', b'{"x":{"model":"no"}}', b'{"name":"no"}'])
 def test_a_request_that_names_none_gives_an_empty_name(body: bytes) -> None:
-    assert routing_model(body, JSON) == ""
+    assert model_of(body, JSON) == ""
 
 
 @pytest.mark.parametrize(
@@ -76,12 +80,12 @@ def test_a_request_that_names_none_gives_an_empty_name(body: bytes) -> None:
 )
 def test_two_keys_that_mean_the_model_are_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        routing_model(body, JSON)
+        model_of(body, JSON)
 
 
 def test_the_long_s_and_the_kelvin_sign_do_not_make_another_model() -> None:
     # Neither letter is in "model": such a key is another key.
-    assert routing_model('{"\u212aodel":"no","model":"tiny"}'.encode(), JSON) == "tiny"
+    assert model_of('{"\u212aodel":"no","model":"tiny"}'.encode(), JSON) == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_the_long_s_and_the_kelvin_sign_do_not_make_another_model() -> None:
 )
 def test_what_is_no_json_object_with_a_text_as_model_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        routing_model(body, JSON)
+        model_of(body, JSON)
 
 
 values = st.recursive(
@@ -149,24 +153,24 @@ def test_the_quick_reader_agrees_with_a_full_parse(
     wanted = expected(members)
     if wanted is None:
         with pytest.raises(BadRequest):
-            routing_model(body, JSON)
+            model_of(body, JSON)
     else:
-        assert routing_model(body, JSON) == wanted
+        assert model_of(body, JSON) == wanted
 
 
 @given(st.binary(max_size=200), st.sampled_from(["", JSON, FORM, "multipart/form-data; boundary=XX"]))
 def test_no_bytes_do_more_than_be_refused(body: bytes, content_type: str) -> None:
     with suppress(BadRequest):
-        assert isinstance(routing_model(body, content_type), str)
+        assert isinstance(model_of(body, content_type), str)
 
 
 def test_a_body_of_many_megabytes_is_read_to_its_end() -> None:
     body = json.dumps({"x": "y" * 3_000_000, "model": "tiny"}).encode()
-    assert routing_model(body, JSON) == "tiny"
+    assert model_of(body, JSON) == "tiny"
     with pytest.raises(BadRequest):
-        routing_model(body[:-1] + b',"MODEL":"other"}', JSON)
+        model_of(body[:-1] + b',"MODEL":"other"}', JSON)
     with pytest.raises(BadRequest):
-        routing_model(body[:-1], JSON)
+        model_of(body[:-1], JSON)
 
 
 # --- forms and query -----------------------------------------------------------------------------
@@ -182,11 +186,11 @@ def test_a_body_of_many_megabytes_is_read_to_its_end() -> None:
 )
 def test_a_multipart_form_names_its_model(content_type: str) -> None:
     body = multipart(("file", b'{"model":"no"}\r\n--X\x00'), ("model", b"whisper"), ("models", b"no"))
-    assert routing_model(body, content_type, "model=no") == "whisper"
+    assert model_of(body, content_type, "model=no") == "whisper"
 
 
 def test_a_multipart_form_without_a_model_does_not_look_elsewhere() -> None:
-    assert routing_model(multipart(("file", b"x")), "multipart/form-data; boundary=XX", "model=no") == ""
+    assert model_of(multipart(("file", b"x")), "multipart/form-data; boundary=XX", "model=no") == ""
 
 
 @pytest.mark.parametrize(
@@ -202,7 +206,7 @@ def test_a_multipart_form_without_a_model_does_not_look_elsewhere() -> None:
 )
 def test_a_broken_multipart_form_is_refused(body: bytes, content_type: str) -> None:
     with pytest.raises(BadRequest):
-        routing_model(body, content_type)
+        model_of(body, content_type)
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=40)
@@ -211,22 +215,22 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_siz
 @given(names, st.binary(max_size=100))
 def test_a_multipart_model_is_read_whatever_is_beside_it(name: str, data: bytes) -> None:
     body = multipart(("file", data), ("model", name.encode()), boundary="0f81c2d3")
-    assert routing_model(body, "multipart/form-data; boundary=0f81c2d3") == name
+    assert model_of(body, "multipart/form-data; boundary=0f81c2d3") == name
 
 
 @given(names.filter(str.strip))
 def test_an_urlencoded_form_names_its_model(name: str) -> None:
-    assert routing_model(urlencode({"x": "1", "model": name}).encode(), FORM, "model=no") == name
+    assert model_of(urlencode({"x": "1", "model": name}).encode(), FORM, "model=no") == name
 
 
 @given(names.filter(str.strip))
 def test_a_query_names_a_model_where_the_body_names_none(name: str) -> None:
-    assert routing_model(b"", "", urlencode({"model": name})) == name
-    assert routing_model(b"x=1", FORM, urlencode({"model": name})) == name
+    assert model_of(b"", "", urlencode({"model": name})) == name
+    assert model_of(b"x=1", FORM, urlencode({"model": name})) == name
 
 
 def test_json_goes_before_the_query() -> None:
-    assert routing_model(b'{"model":"a"}', FORM, "model=b") == "a"
+    assert model_of(b'{"model":"a"}', FORM, "model=b") == "a"
 
 
 @pytest.mark.parametrize(
@@ -234,4 +238,4 @@ def test_json_goes_before_the_query() -> None:
 )
 def test_a_model_that_stands_twice_is_refused(body: bytes, query: str) -> None:
     with pytest.raises(BadRequest):
-        routing_model(body, FORM, query)
+        model_of(body, FORM, query)

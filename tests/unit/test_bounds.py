@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from proxy_app.dialects.body import routing_model
+from proxy_app.dialects.body import asked
 from proxy_app.domain import LONGEST_NAME, parse_name
 from proxy_app.errors import BadRequest, InvalidModelName, Truncated
 from proxy_app.upstream.framing import Chunked, Sized
@@ -18,6 +18,10 @@ def test_an_endless_or_odd_name_is_no_name(text: str) -> None:
         parse_name(text)
 
 
+def model_of(body: bytes, content_type: str = "", query: str = "") -> str:
+    return asked(body, content_type, query).model
+
+
 def test_a_scheme_is_read_as_ollama_reads_it() -> None:
     assert parse_name("https://registry.ollama.ai/library/llama3").canonical == parse_name("llama3").canonical
 
@@ -25,12 +29,12 @@ def test_a_scheme_is_read_as_ollama_reads_it() -> None:
 def test_a_body_of_countless_keys_is_refused() -> None:
     body = json.dumps({f"k{n}": 0 for n in range(10_000)} | {"model": "x"}).encode()
     with pytest.raises(BadRequest, match="too many keys"):
-        routing_model(body)
+        model_of(body)
 
 
 def test_a_form_of_countless_fields_is_refused() -> None:
     with pytest.raises(BadRequest, match="too many fields"):
-        routing_model(b"a=1&" * 10_000, "application/x-www-form-urlencoded")
+        model_of(b"a=1&" * 10_000, "application/x-www-form-urlencoded")
 
 
 def test_a_connection_with_bytes_behind_its_body_is_broken() -> None:

@@ -152,10 +152,6 @@ def test_a_stream_until_close_is_whole_with_its_end_mark(content_type: str, endi
 @pytest.mark.parametrize(
     ("content_type", "tail"),
     [
-        (NDJSON, b""),
-        (NDJSON, b'{"model":"x","done":false}\n'),
-        (NDJSON, b'{"model":"x","do'),
-        (SSE, b'data: {"a":1}\n\n'),
         ("application/json", b""),
         ("application/json", b'{"a":1'),
         ("application/json", b'{"a":{"b":1}'),
@@ -163,7 +159,7 @@ def test_a_stream_until_close_is_whole_with_its_end_mark(content_type: str, endi
 )
 def test_a_body_until_close_without_its_end_is_cut(content_type: str, tail: bytes) -> None:
     decoder = UntilClose(content_type)
-    decoder.feed(b'{"done":true}\n' + tail if "ndjson" in content_type and tail else tail)
+    decoder.feed(tail)
     with pytest.raises(Truncated):
         decoder.end()
     assert not decoder.done

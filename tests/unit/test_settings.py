@@ -34,7 +34,7 @@ DEFAULTS = {
     "CARAVAN_RISE": ("rise", 2),
     "CARAVAN_FORGET_AFTER": ("forget_after_s", 86400.0),
     "CARAVAN_CONNECT_TIMEOUT": ("connect_timeout_s", 2.0),
-    "CARAVAN_FIRST_BYTE_TIMEOUT": ("first_byte_timeout_s", 600.0),
+    "CARAVAN_FIRST_BYTE_TIMEOUT": ("first_byte_timeout_s", 300.0),
     "CARAVAN_IDLE_TIMEOUT": ("idle_timeout_s", 120.0),
 }
 # A wrong value for every kind of setting, and what the message says is expected.

@@ -75,25 +75,12 @@ def test_a_server_that_starts_during_a_lock_serves_in_time(fakes: FakeFactory, t
             assert took < START_S
 
 
-def test_a_registry_that_is_no_database_is_said_and_serving_goes_on(fakes: FakeFactory, tmp_path: Path) -> None:
+def test_a_registry_that_is_no_database_is_put_aside_and_made_anew(fakes: FakeFactory, tmp_path: Path) -> None:
+    damaged = b"no database " * 1000
     (tmp_path / "data").mkdir(mode=0o700)
-    (tmp_path / "data" / "caravan.db").write_bytes(b"no database " * 1000)
-    with procs.gunicorn(environment([fakes()]), tmp_path) as process:
-        process.wait_ready("/")
-        process.wait_output("is no SQLite file: move it away")
-        assert process.get("/api/tags").status == 200
-        answer = show(process.url, "tiny")
-        assert (answer.status, answer.header("retry-after") is not None) == (503, True)
-        assert process.get("/readyz").status == 503
-
-
-def test_a_registry_that_is_moved_away_comes_back(fakes: FakeFactory, tmp_path: Path) -> None:
-    """What the message advises has to work, with a restart."""
-    (tmp_path / "data").mkdir(mode=0o700)
-    file = tmp_path / "data" / "caravan.db"
-    file.write_bytes(b"no database " * 1000)
-    with procs.gunicorn(environment([fakes()]), tmp_path) as process:
-        process.wait_ready("/")
-    file.rename(tmp_path / "moved")
-    with gateway([fakes("other")], tmp_path) as process:
+    (tmp_path / "data" / "caravan.db").write_bytes(damaged)
+    with gateway([fakes()], tmp_path) as process:
+        process.wait_output("is no SQLite file: it is kept as caravan.db.damaged-")
         assert cache_of(show(process.url, "tiny")) == "miss"
+    kept = list((tmp_path / "data").glob("caravan.db.damaged-*"))
+    assert [path.read_bytes() for path in kept] == [damaged]

@@ -1,0 +1,70 @@
+"""How a stream shows that it is whole, and what may be sent while there is nothing to say.
+
+Source: Ollama server/routes.go and middleware/*.go (v0.33.0-rc2): on `/v1` it swallows an error in mid-stream and ends
+the body as if nothing had happened; a stream that ended well has a last record that says so.
+"""
+
+from __future__ import annotations
+
+import re
+
+NDJSON = "application/x-ndjson"
+SSE = "text/event-stream"
+STREAMS = (NDJSON, SSE)
+
+# A quote inside a text is escaped: what a model says can never look like the end of its record.
+_LAST_LINE = re.compile(rb'"done"\s*:\s*true|^\s*\{"error"|"status"\s*:\s*"success"', re.MULTILINE)
+_LAST_EVENT = re.compile(
+    rb"^data:\s*\[DONE\]"
+    rb"|^event:\s*(?:message_stop|error|response\.(?:completed|incomplete|failed))\s*$"
+    rb'|^data:\s*\{\s*"(?:error"|type"\s*:\s*"(?:message_stop|error|response\.(?:completed|incomplete|failed))")',
+    re.MULTILINE,
+)
+
+
+def is_stream(content_type: str) -> bool:
+    return content_type.startswith(STREAMS)
+
+
+def record_end(content_type: str) -> bytes:
+    """What ends a record of a stream."""
+    return b"\n\n" if content_type.startswith(SSE) else b"\n"
+
+
+def is_ended(content_type: str, last: bytes) -> bool:
+    """Is a stream whose body ended cleanly whole?
+
+    Args:
+        last: its last record, or the beginning of that where it is long; chunk sizes may stand in it.
+    """
+    if content_type.startswith(NDJSON):
+        return _LAST_LINE.search(last) is not None
+    if content_type.startswith(SSE):
+        return _LAST_EVENT.search(last) is not None
+    return True
+
+
+def is_possible(content_type: str, first: bytes) -> bool:
+    """May an answer of this type begin with this? Garbage does not, in whatever framing it comes."""
+    start = first[:64].lstrip()
+    if content_type.startswith(NDJSON):
+        return not start or start.startswith(b"{")
+    if content_type.startswith(SSE):
+        return not start or start.startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
+    if content_type.startswith("application/json"):
+        return start.startswith((b"{", b"[", b"null")) and first[-64:].rstrip().endswith((b"}", b"]", b"null"))
+    if not content_type:
+        # Compressed: only its framing tells whether it is whole.
+        return True
+    # A login page, or a file server: nothing that Ollama says.
+    return not content_type.startswith("text/html")
+
+
+def is_error(first: bytes) -> bool:
+    """Does an answer with a good status begin with an error, in the form of any dialect?"""
+    return first[:64].lstrip().startswith((b'{"error"', b'data: {"error"', b"event: error"))
+
+
+def heartbeat(content_type: str) -> bytes:
+    """What a client skips: white space before a JSON value (RFC 8259 §2), a comment in an event stream."""
+    return b": keepalive\n\n" if content_type.startswith(SSE) else b" "

@@ -1,0 +1,277 @@
+"""One request looking for a backend that answers: attempts, what their answers mean, and who is asked next.
+
+Nothing reaches the client before an answer's first chunk is there and is not an error. What may be repeated, and when,
+is all here and in `routing.retry`: before the first byte went to the client an inference request changes nothing, so
+it may go to the next backend; after it, never.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from proxy_app.dialects.endings import is_ended, is_error, is_possible, is_stream, record_end
+from proxy_app.dialects.errors import message_of
+from proxy_app.dialects.inference import InferenceRoute
+from proxy_app.domain import Fleet
+from proxy_app.errors import AllFailed, BadAnswer, RequestError, Truncated, Unreachable, UpstreamError
+from proxy_app.routing import policy
+from proxy_app.routing.retry import Verdict, weigh
+from proxy_app.services.breakers import Breakers
+from proxy_app.services.loads import Loads, Pair
+from proxy_app.services.relayed import Answer, Client, RelayBody, Trace, give_back, with_length
+from proxy_app.services.retries import RetryBudget
+from proxy_app.store.leases import Lease, LeaseKeeper
+from proxy_app.upstream.client import Call, Limits, UpstreamClient
+from proxy_app.upstream.headers import to_client
+from proxy_app.upstream.stream import Upstream
+
+log = logging.getLogger(__name__)
+
+# Answers up to this are read whole, so that one that is cut fails over.
+WHOLE_BYTES = 1 << 20
+# Enough of an error answer to compare and to pass on.
+ERROR_BYTES = 256 << 10
+# A first record longer than this is no error record.
+RECORD_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What all searches of a worker share. Owned by: the worker's runtime."""
+
+    upstream: UpstreamClient
+    breakers: Breakers
+    leases: LeaseKeeper
+    loads: Loads
+    budget: RetryBudget
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What is asked, of whom, for whom.
+
+    Args:
+        model: the canonical name; "" on a route without models.
+        is_listed: the Fleet says that these backends host the model.
+    """
+
+    route: InferenceRoute
+    call: Call
+    model: str
+    tiers: list[policy.Tier]
+    client: Client
+    is_listed: bool
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A backend's own error answer, shown if nobody does better."""
+
+    pair: Pair
+    verdict: Verdict
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def said(self) -> tuple[int, str]:
+        return self.status, message_of(self.body)
+
+
+@dataclass(slots=True)
+class Search:
+    """One request's search. Owned by: the request; `run` is called once."""
+
+    parts: Parts
+    asking: Asking
+    fleet: Fleet
+    trace: Trace
+    kept: list[_Kept] = field(default_factory=list)
+    tried: set[int] = field(default_factory=set)
+
+    def run(self) -> Answer:
+        """The first good answer, else the best of the others.
+
+        Raises:
+            RequestError: nobody gave one that can be shown.
+        """
+        for number in range(self.parts.max_attempts):
+            tier, counts = self._next(is_retry=number > 0)
+            if not tier:
+                break
+            with self.parts.budget.retry(counts):
+                answer = self._attempt(tier)
+            if answer is not None:
+                return answer
+        return self._give_up()
+
+    def _next(self, *, is_retry: bool) -> tuple[policy.Tier, bool]:
+        """Who is asked next, and whether that costs of the retry budget; nobody where there is nobody, or no budget."""
+        breakers, model = self.parts.breakers, self.asking.model
+        tiers = breakers.usable(self._untried(), model)
+        if not tiers or not is_retry:
+            return (tiers[0] if tiers else ()), False
+        calm = breakers.unsuspected(tiers, model)
+        if calm:
+            return calm[0], False
+        return (tiers[0], True) if self.parts.budget.allows() else ((), False)
+
+    def _untried(self) -> list[policy.Tier]:
+        left = [tuple(i for i in tier if i not in self.tried) for tier in self.asking.tiers]
+        return [tier for tier in left if tier]
+
+    def _attempt(self, tier: policy.Tier) -> Answer | None:
+        """Try the least busy backend of a tier; None means: ask the next one."""
+        lease = self.parts.leases.take(tier)
+        pair = lease.backend_id, self.asking.model
+        self.tried.add(lease.backend_id)
+        self.trace.attempts.append(self.fleet.by_id[lease.backend_id].backend.name)
+        self.parts.breakers.tried(pair)
+        limits = self.parts.loads.limits(self.fleet, pair)
+        held: list[Upstream] = []
+        answer: Answer | None = None
+        try:
+            with self._counted(pair, limits):
+                held.append(self._send(pair, limits))
+                answer = self._judge(lease, held[0])
+        except BaseException:
+            give_back(lease, *held)
+            raise
+        if answer is None:
+            give_back(lease, *held)
+        return answer
+
+    def _send(self, pair: Pair, limits: Limits) -> Upstream:
+        backend = self.fleet.by_id[pair[0]].backend
+        return self.parts.loads.send(pair, limits, lambda: self.parts.upstream.send(backend, self.asking.call, limits))
+
+    @contextmanager
+    def _counted(self, pair: Pair, limits: Limits) -> Iterator[None]:
+        """What an attempt's failure says of its backend; it is over, and its answer is None."""
+        try:
+            yield
+        except UpstreamError as exc:
+            log.info("%s: %s", self.trace.request_id, exc)
+            if isinstance(exc, (Truncated, BadAnswer)):
+                self.parts.breakers.failed(pair)
+            elif exc.counts_against_backend:
+                self.parts.breakers.lost(pair, refused=isinstance(exc, Unreachable))
+            if exc.retry == "never":
+                raise _TimedOut(limits) from exc
+
+    def _judge(self, lease: Lease, upstream: Upstream) -> Answer | None:
+        """Read as much of an answer as it takes to know whether it may be released."""
+        if upstream.status >= 300:
+            return self._judge_error(lease, upstream)
+        kind = upstream.readable_type
+        first = _first_record(upstream) if is_stream(upstream.content_type) else upstream.read_up_to(WHOLE_BYTES)
+        if is_error(first):
+            return self._judge_failure(lease, self._keep(lease, upstream, Verdict.FAILED, first), upstream)
+        if (is_stream(kind) or upstream.is_complete) and not is_possible(kind, first):
+            raise BadAnswer(f"{self.trace.attempts[-1]}: what it calls {kind} is none")
+        if upstream.is_complete and not is_ended(kind, first):
+            raise Truncated(f"{self.trace.attempts[-1]}: the stream ended without its end mark")
+        self.trace.first_byte_s = time.monotonic() - self.trace.started
+        return self._release(lease, upstream, first)
+
+    def _judge_error(self, lease: Lease, upstream: Upstream) -> Answer | None:
+        body = upstream.read_up_to(ERROR_BYTES)
+        verdict = weigh(upstream.status, body, is_listed=self.asking.is_listed)
+        if verdict is Verdict.PASS:
+            return self._release(lease, upstream, body)
+        kept = self._keep(lease, upstream, verdict, body)
+        if verdict is Verdict.FAILED:
+            return self._judge_failure(lease, kept, upstream)
+        if verdict is Verdict.MISCONFIGURED:
+            log.error("%s refuses Caravan with %s: check its token and URL", self.trace.attempts[-1], upstream.status)
+            self.parts.breakers.lost(kept.pair)
+            return None
+        if verdict is Verdict.BUSY:
+            self.parts.breakers.busy(kept.pair)
+        elif not self._untried() and not self.kept:
+            # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
+            self.tried.discard(lease.backend_id)
+        self.kept.append(kept)
+        return None
+
+    def _judge_failure(self, lease: Lease, kept: _Kept, upstream: Upstream) -> Answer | None:
+        """Two backends that say the same are believed: it is the client's request that is at fault."""
+        twin = next((k for k in self.kept if k.verdict is Verdict.FAILED and k.said == kept.said), None)
+        if twin is None:
+            self.kept.append(kept)
+            return None
+        self.kept.remove(twin)
+        give_back(lease, upstream)
+        return self._pass_on(kept, "passed_on")
+
+    def _keep(self, lease: Lease, upstream: Upstream, verdict: Verdict, body: bytes) -> _Kept:
+        pair = lease.backend_id, self.asking.model
+        return _Kept(pair, verdict, upstream.status, upstream.reason, upstream.headers, body)
+
+    def _pass_on(self, kept: _Kept, outcome: str) -> Answer:
+        """A backend's own error answer, which is complete in memory."""
+        self._count_failures()
+        self.trace.status, self.trace.outcome = kept.status, outcome
+        self.trace.write()
+        return Answer(kept.status, kept.reason, with_length(kept.headers, kept.body), kept.body)
+
+    def _release(self, lease: Lease, upstream: Upstream, first: bytes) -> Answer:
+        """An answer that is the client's: it goes out, and says that its backend is well."""
+        pair = lease.backend_id, self.asking.model
+        self.parts.breakers.succeeded(pair)
+        self.parts.loads.learn(self.fleet, pair, upstream.waited_s)
+        self._count_failures()
+        self.trace.status = upstream.status
+        if upstream.is_complete:
+            give_back(lease, upstream)
+            self.trace.outcome = "complete"
+            self.trace.write()
+            return Answer(upstream.status, upstream.reason, with_length(upstream.headers, first), first)
+        headers = to_client(upstream.headers)
+        failed = partial(self.parts.breakers.failed, pair)
+        body = RelayBody(self.asking.route.dialect, self.trace, lease, upstream, first, self.asking.client, failed)
+        if body.is_sized:
+            headers.append(("Content-Length", str(upstream.length)))
+        return Answer(upstream.status, upstream.reason, headers, body, body.close)
+
+    def _give_up(self) -> Answer:
+        """Everybody failed: the best candidate's own answer, else one of ours."""
+        if not self.kept:
+            raise AllFailed(f"no backend that hosts '{self.trace.model}' gave an answer")
+        best = self.kept[0]
+        return self._pass_on(best, best.verdict.value)
+
+    def _count_failures(self) -> None:
+        """5xx answers count only now: while somebody may say the same, they may be the client's own mistake."""
+        for kept in self.kept:
+            if kept.verdict is Verdict.FAILED:
+                self.parts.breakers.failed(kept.pair)
+
+
+class _TimedOut(RequestError):
+    """No first byte in time. It is not repeated: the work may be nearly done, and the next one would begin anew."""
+
+    status = 504
+    code = "upstream_timeout"
+
+    def __init__(self, limits: Limits) -> None:
+        of_load = f", of which {limits.load_s:g} s were for loading the model" if limits.load_s else ""
+        super().__init__(f"the backend did not begin to answer within {limits.first_byte_s:g} s{of_load}")
+
+
+def _first_record(upstream: Upstream) -> bytes:
+    """A stream's beginning, up to the end of its first record wherever the reads cut it."""
+    first = upstream.read()
+    if not upstream.readable_type:
+        return first
+    end = record_end(upstream.content_type)
+    while end not in first and len(first) < RECORD_BYTES and (piece := upstream.read()):
+        first += piece
+    return first

@@ -1,0 +1,45 @@
+"""The last record of a stream of lines or events: what tells whether the stream is whole."""
+
+from __future__ import annotations
+
+# Of a longer record its beginning and its end are kept: what says that it is the last one stands there.
+LONGEST = 64 << 10
+
+
+class LastRecord:
+    """Takes a stream's pieces as they pass; the usual piece, which is one record, costs one comparison.
+
+    Args:
+        end: what ends a record.
+    """
+
+    __slots__ = ("_end", "_frame_end", "_last", "_part")
+
+    def __init__(self, end: bytes) -> None:
+        self._end, self._frame_end = end, end + b"\r\n"
+        self._last = b""
+        self._part = b""
+
+    def note(self, piece: bytes) -> None:
+        if not self._part and piece.endswith(self._end):
+            self._last = piece
+        else:
+            self._add(piece)
+
+    def note_chunk(self, frame: bytes) -> None:
+        """The same of a piece that is framed as one chunk."""
+        if not self._part and frame.endswith(self._frame_end):
+            self._last = frame
+        else:
+            self._add(frame[frame.find(b"\n") + 1 : -2])
+
+    @property
+    def seen(self) -> bytes:
+        """The last record, whether its end has come or not."""
+        return self._part or self._last
+
+    def _add(self, piece: bytes) -> None:
+        part = self._part + piece
+        self._part = part if len(part) <= LONGEST else part[: LONGEST // 2] + part[-LONGEST // 2 :]
+        if piece.endswith(self._end):
+            self._last, self._part = self._part, b""

@@ -1,0 +1,54 @@
+"""The route table: all that Caravan serves. Nothing else reaches a view, and no path of a client's reaches a backend.
+
+Source: Ollama server/routes.go:1841-1929 (v0.33.0-rc2), measured. Each row names what guards it; `guards.guarded`
+puts those around its view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from proxy_app.dialects.inference import ROUTES
+from proxy_app.web import account, openai, ops, show, store_ops, tags
+from proxy_app.web.guards import FROM_SETTING, UNLIMITED, Route
+from proxy_app.web.relayed import relayed
+
+# A name, a flag and two overlays. It is parsed whole, and 1 MiB of brackets takes 0.2 s in which nothing else moves.
+LONGEST_SHOW = 256 << 10
+# Names, and what a model is made of: not the files themselves.
+LONGEST_ORDER = 1 << 20
+
+GET, POST, DELETE, HEAD = ("GET",), ("POST",), ("DELETE",), ("HEAD",)
+HEAD_GET = ("HEAD", "GET")
+
+
+def _inference() -> Iterator[Route]:
+    for route in ROUTES:
+        blueprint = {"ollama": "chat", "responses": "openai"}.get(route.dialect, route.dialect)
+        yield Route(blueprint, route.path, relayed(route), POST, "infer", FROM_SETTING, route.dialect)
+
+
+TABLE = (
+    Route("tags", "/", tags.running, HEAD_GET, "open"),
+    Route("tags", "/api/version", tags.version, HEAD_GET, "read"),
+    Route("tags", "/api/status", tags.status, GET, "read"),
+    Route("tags", "/api/tags", tags.tags, HEAD_GET, "read"),
+    Route("tags", "/api/ps", tags.loaded, GET, "read"),
+    Route("tags", "/api/experimental/model-recommendations", tags.recommendations, GET, "read"),
+    Route("show", "/api/show", show.show, POST, "read", LONGEST_SHOW),
+    Route("store_ops", "/api/pull", store_ops.pull, POST, "manage", LONGEST_ORDER),
+    Route("store_ops", "/api/push", store_ops.push, POST, "manage", LONGEST_ORDER),
+    Route("store_ops", "/api/create", store_ops.create, POST, "manage", LONGEST_ORDER),
+    Route("store_ops", "/api/copy", store_ops.copy, POST, "manage", LONGEST_ORDER),
+    Route("store_ops", "/api/delete", store_ops.delete, DELETE, "manage", LONGEST_ORDER),
+    Route("store_ops", "/api/blobs/<digest>", store_ops.find_blob, HEAD, "manage"),
+    Route("store_ops", "/api/blobs/<digest>", store_ops.upload, POST, "manage", UNLIMITED),
+    Route("account", "/api/me", account.me, POST, "manage", LONGEST_ORDER),
+    Route("account", "/api/signout", account.signout, POST, "manage", LONGEST_ORDER),
+    Route("account", "/api/user/keys/<key>", account.drop_key, DELETE, "manage", LONGEST_ORDER),
+    Route("openai", "/v1/models", openai.models, GET, "read", dialect="openai"),
+    Route("openai", "/v1/models/<path:name>", openai.model, GET, "read", dialect="openai"),
+    *_inference(),
+    Route("ops", "/livez", ops.livez, GET, "open"),
+    Route("ops", "/readyz", ops.readyz, GET, "open"),
+)
