@@ -23,6 +23,11 @@ demo: install ## Play with a fleet of three simulated Ollama servers
 bench: $(VENV)/.dev system-packages ## Measure, each figure as a ratio to a baseline of the same run
 	@exec $(BIN)/python -m bench
 
+# There is a folder of that name.
+.PHONY: conformance
+conformance: $(VENV)/.dev system-packages ## Put Caravan and nginx through the conformance suite, and write docs/conformance.md
+	@exec $(BIN)/python -m tests.conformance_columns
+
 lint: $(VENV)/.dev ## The checks that run nothing: style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

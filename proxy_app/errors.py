@@ -22,6 +22,7 @@
         ├── UpstreamTimeout    sent; no first byte in time
         ├── BadAnswer          something other than an HTTP answer
         └── Truncated          the answer began and was cut
+            └── Silent           nothing more came in time
 
     ClientGone (BaseException) the client hung up: not an error of ours or of a backend
     Stopping (BaseException)   the worker has to end, and its grace time is over
@@ -237,11 +238,22 @@ class BadAnswer(UpstreamError):
 class Truncated(UpstreamError):
     """The answer was cut, stalled or broken after it had begun.
 
-    `tail`: the last bytes that went to the client, where it was told while they went.
+    `tail`: the last bytes that went to the client, where it was told while they went. `told`: what the client is told.
     """
 
     code = "truncated"
     tail: bytes = b"\n\n"
+    told: str = "the backend's answer was cut off: please try again"
+
+
+class Silent(Truncated):
+    """The answer had begun, and then nothing came for longer than the time limit."""
+
+    code = "silent"
+
+    def __init__(self, idle_s: float) -> None:
+        super().__init__(f"silent for {idle_s:g} s")
+        self.told = f"the backend said nothing more for {idle_s:g} s: please try again"
 
 
 class ClientGone(BaseException):

@@ -35,6 +35,7 @@ TABLE: dict[str, dict[str, Handler]] = {
     "/api/embed": {"POST": native_routes.embed},
     "/api/embeddings": {"POST": native_routes.embeddings},
     "/api/pull": {"POST": store_routes.pull},
+    "/api/push": {"POST": store_routes.push},
     "/api/create": {"POST": store_routes.create},
     "/api/copy": {"POST": store_routes.copy},
     "/api/delete": {"DELETE": store_routes.delete},
@@ -96,6 +97,8 @@ class Routes:
     def _methods(self, path: str) -> dict[str, Handler] | None:
         if path in TABLE:
             return TABLE[path]
+        if path.startswith("/api/blobs/"):
+            return {"HEAD": store_routes.find_blob, "POST": store_routes.upload}
         name = path.removeprefix("/v1/models/")
         one_segment = name != path and name and "/" not in unquote(name)
         return {"GET": read_routes.openai_model} if one_segment else None

@@ -29,6 +29,8 @@ class ModelStore:
         self._models: dict[str, FakeModel] = {}
         self._loaded: dict[str, tuple[FakeModel, str]] = {}
         self.cloud_models: dict[str, FakeModel] = {}
+        # Digest -> size of what was uploaded.
+        self.blobs: dict[str, int] = {}
         for model in models:
             self.add(model)
 

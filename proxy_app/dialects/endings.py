@@ -7,13 +7,27 @@ the body as if nothing had happened; a stream that ended well has a last record 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import msgspec
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 STREAMS = (NDJSON, SSE)
 
-# A quote inside a text is escaped: what a model says can never look like the end of its record.
-_LAST_LINE = re.compile(rb'"done"\s*:\s*true|^\s*\{"error"|"status"\s*:\s*"success"', re.MULTILINE)
+
+class _Line(msgspec.Struct):
+    """What may say at the top level of a record that it is the last one: chats and the like, errors, pulls."""
+
+    done: Any = False
+    error: Any = None
+    status: Any = ""
+
+
+_line = msgspec.json.Decoder(_Line).decode
+# For a record of which the middle is not known.
+_LAST_LINE = re.compile(rb'"done"\s*:\s*true|"status"\s*:\s*"success"')
+# A quote inside a text is escaped, and so is a line's end: what a model says can never look like this.
 _LAST_EVENT = re.compile(
     rb"^data:\s*\[DONE\]"
     rb"|^event:\s*(?:message_stop|error|response\.(?:completed|incomplete|failed))\s*$"
@@ -38,10 +52,18 @@ def is_ended(content_type: str, last: bytes) -> bool:
         last: its last record, or the beginning of that where it is long; chunk sizes may stand in it.
     """
     if content_type.startswith(NDJSON):
-        return _LAST_LINE.search(last) is not None
+        return _is_last_line(last.strip().rpartition(b"\n")[2])
     if content_type.startswith(SSE):
         return _LAST_EVENT.search(last) is not None
     return True
+
+
+def _is_last_line(line: bytes) -> bool:
+    try:
+        said = _line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _LAST_LINE.search(line) is not None
+    return said.done is True or said.error is not None or said.status == "success"
 
 
 def is_possible(content_type: str, first: bytes) -> bool:

@@ -86,8 +86,8 @@ class Lines:
 class Merge:
     """One stream of progress made of several.
 
-    Of a layer it tells what the slowest backend has; a status comes once all that are still at work have reached it.
-    What changes nothing says nothing.
+    Whatever it tells is true of all backends that are still at work: a status comes once all of them have reached it,
+    a layer once all of them have begun it, with what the slowest has of it. What changes nothing says nothing.
     """
 
     def __init__(self, parts: Iterable[str]) -> None:
@@ -117,10 +117,11 @@ class Merge:
         return [line for status in reached for line in self._say(status, {"status": status})]
 
     def _moved(self, layers: Collection[tuple[str, str]]) -> list[bytes]:
-        return [line for layer in layers if self._working for line in self._say(layer, self._layer(layer))]
+        known = [layer for layer in layers if self._working and self._working <= self._layers[layer].keys()]
+        return [line for layer in known for line in self._say(layer, self._layer(layer))]
 
     def _layer(self, layer: tuple[str, str]) -> dict[str, object]:
-        reached = min(self._layers[layer].get(part, 0) for part in self._working)
+        reached = min(self._layers[layer][part] for part in self._working)
         said = {"status": layer[0], "digest": layer[1], "total": self._totals[layer], "completed": reached}
         # Go leaves out what is zero.
         return {key: value for key, value in said.items() if value}

@@ -63,5 +63,5 @@ class Account:
         found = next((backend for backend in backends if backend.name == self.name), None)
         if found is None:
             known = ", ".join(backend.name for backend in backends)
-            raise Unavailable(f"CARAVAN_ACCOUNT_BACKEND names {self.name}: no backend is called that; there are {known}")
+            raise Unavailable(f"CARAVAN_ACCOUNT_BACKEND names {self.name}: there is no such backend, but {known}")
         return found

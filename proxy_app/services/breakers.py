@@ -7,25 +7,30 @@ each model: a model that cannot run must not take the others with it.
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cachetools import LRUCache
 
 from proxy_app.domain import Fleet
+from proxy_app.errors import CacheAway
 from proxy_app.routing import breaker, policy
 from proxy_app.routing.breaker import CLOSED, Breaker, BreakerRules
 from proxy_app.services.loads import Pair
+from proxy_app.store.board import BreakerBoard, Opened
 
 log = logging.getLogger(__name__)
 
 Key = int | Pair
 # A client may ask for cloud models of any name; a fleet has far fewer that fail.
 REMEMBERED = 10_000
+# How long other workers may not know of it; each look costs Redis about 0.1 ms.
+SHARE_S = 0.5
 
 
 class Breakers:
-    """Owned by: the worker's runtime; changed by what the worker's own requests saw.
+    """Owned by: the worker's runtime; changed by what the worker's own requests saw, and by what others tell.
 
     A backend that the refresher brought back since its breaker opened starts with a closed one.
     """
@@ -36,6 +41,8 @@ class Breakers:
         self._suspects: LRUCache[Pair, bool] = LRUCache(REMEMBERED)
         self._states: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._changed: set[Key] = set()
+        self._shared: set[Key] = set()
         self.now: Callable[[], float] = time.monotonic
 
     def usable(self, tiers: Sequence[policy.Tier], model: str) -> list[policy.Tier]:
@@ -62,9 +69,11 @@ class Breakers:
 
     def succeeded(self, pair: Pair) -> None:
         self._suspects.pop(pair, None)
-        for key in (pair[0], pair):
-            if self._breakers.pop(key, CLOSED).openings:
-                log.info("%s answers again", self._name(key))
+        if self._breakers:
+            for key in (pair[0], pair):
+                if self._breakers.pop(key, CLOSED).openings:
+                    log.info("%s answers again", self._title(key))
+                    self._changed.add(key)
 
     def busy(self, pair: Pair) -> None:
         """It had no room: load, not sickness, but no place for everybody's second attempt either."""
@@ -85,22 +94,90 @@ class Breakers:
         back = {i for i, member in fleet.by_id.items() if member.is_live and self._states.get(i) == "down"}
         for key in [key for key in self._breakers if (key if isinstance(key, int) else key[0]) in back]:
             self._breakers.pop(key, None)
+            self._changed.add(key)
         for pair in [pair for pair in self._suspects if pair[0] in back]:
             self._suspects.pop(pair, None)
         self._names = {backend_id: member.backend.name for backend_id, member in fleet.by_id.items()}
         self._states = {backend_id: member.health.state for backend_id, member in fleet.by_id.items()}
+
+    def share(self, board: BreakerBoard) -> None:
+        """Tell other workers what changed here, and follow what changed there.
+
+        Raises:
+            CacheAway: nobody can be told now.
+        """
+        changed, self._changed = self._changed, set()
+        names = {self._label(key): key for key in changed}
+        now = self.now()
+        opened = {
+            name: Opened(current.openings, current.open_until - now)
+            for name, key in names.items()
+            if not (current := self._of(key)).is_closed
+        }
+        try:
+            self._adopt(board.exchange(opened, [name for name in names if name not in opened]), now)
+        except CacheAway:
+            self._changed |= changed
+            raise
+
+    def _adopt(self, told: Mapping[str, Opened], now: float) -> None:
+        ids = {name: backend_id for backend_id, name in self._names.items()}
+        keys = {key: opened for name, opened in told.items() if (key := _key(name, ids)) is not None}
+        for key, opened in keys.items():
+            if self._of(key).is_closed and key not in self._changed:
+                self._breakers[key] = Breaker(self._rules.failures, opened.openings, now, now + opened.left_s)
+        for key in self._shared - keys.keys() - self._changed:
+            self._breakers.pop(key, None)
+        self._shared = set(keys)
 
     def _fail(self, key: Key, *, refused: bool) -> None:
         before = self._of(key)
         after = breaker.failed(before, self.now(), self._rules, refused=refused)
         self._breakers[key] = after
         if after.openings > before.openings:
-            log.warning("%s is skipped for %.1f s", self._name(key), after.open_until - after.opened_at)
+            log.warning("%s is skipped for %.1f s", self._title(key), after.open_until - after.opened_at)
+            self._changed.add(key)
 
-    def _name(self, key: Key) -> str:
-        if isinstance(key, int):
-            return f"backend {self._names.get(key, key)}"
-        return f"{key[1]} on backend {self._names.get(key[0], key[0])}"
+    def _title(self, key: Key) -> str:
+        backend_id, model = (key, "") if isinstance(key, int) else key
+        backend = f"backend {self._names.get(backend_id, backend_id)}"
+        return f"{model} on {backend}" if model else backend
+
+    def _label(self, key: Key) -> str:
+        """A key as other machines read it too: the numbers of backends are each registry's own."""
+        backend_id, model = (key, "") if isinstance(key, int) else key
+        return f"{self._names.get(backend_id, backend_id)} {model}".strip()
 
     def _of(self, key: Key) -> Breaker:
         return self._breakers.get(key, CLOSED)
+
+
+def _key(label: str, ids: Mapping[str, int]) -> Key | None:
+    name, _, model = label.partition(" ")
+    backend_id = ids.get(name)
+    if backend_id is None:
+        return None
+    return (backend_id, model) if model else backend_id
+
+
+class Sharing:
+    """A thread that keeps one worker's breakers and everybody else's in step. Owned by: the worker's runtime."""
+
+    def __init__(self, breakers: Breakers, board: BreakerBoard) -> None:
+        self._breakers, self._board = breakers, board
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="breakers", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(2)
+
+    def _run(self) -> None:
+        while not self._stop.wait(SHARE_S):
+            try:
+                self._breakers.share(self._board)
+            except CacheAway:
+                log.debug("breakers are not shared: Redis is away")

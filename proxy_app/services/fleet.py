@@ -194,12 +194,25 @@ class FleetReloader:
             self._complaint = str(exc)
             return
         self._complaint = ""
-        if fresh is not None:
-            self.fleet = fresh
-            if fresh.complete:
-                self._completed.set()
-            for listener in self._listeners:
-                listener(fresh)
+        if fresh is not None and self._is_hollow(fresh):
+            self._seen = None
+        elif fresh is not None:
+            self._swap(fresh)
+
+    def _swap(self, fresh: Fleet) -> None:
+        self.fleet = fresh
+        if fresh.complete:
+            self._completed.set()
+        for listener in self._listeners:
+            listener(fresh)
+
+    def _is_hollow(self, fresh: Fleet) -> bool:
+        """Does it come from a registry that was just made anew, and knows less than we do?
+
+        That passes with the first look at all backends.
+        """
+        known = {member.backend.url for member in self.fleet.members}
+        return not fresh.complete and self.fleet.complete and known >= {m.backend.url for m in fresh.members}
 
     def _forget_registry(self) -> None:
         """On the native thread. The next look opens it anew: it may have been replaced."""

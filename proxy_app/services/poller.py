@@ -22,7 +22,10 @@ JITTER = 0.1
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What one poll brought. `error` None: it went well; other None fields were not asked for."""
+    """What one poll brought. `error` None: it went well; other None fields were not asked for.
+
+    `wished`: the last wish for a poll that this one grants.
+    """
 
     backend_id: int
     url: str
@@ -35,6 +38,7 @@ class News:
     cloud_disabled: bool | None = None
     cloud_source: str | None = None
     recommendations: str | None = None
+    wished: int = 0
 
 
 def prober_of(backend: Backend, settings: Settings) -> Prober:
@@ -48,12 +52,14 @@ class Poller:
         self.backend = backend
         self._settings, self._report = settings, report
         self._stop = threading.Event()
+        self._woken = threading.Event()
+        self._wished = 0
         self._failing = True
         self._slow_due = 0.0
         self._asked_at: float | None = None
         self._threads = [
-            threading.Thread(target=self._loop, args=(poll,), name=f"{name} {backend.name}", daemon=True)
-            for name, poll in (("probe", self.probe), ("ps", self.ask_loaded))
+            threading.Thread(target=self._loop, args=(poll, wake), name=f"{name} {backend.name}", daemon=True)
+            for name, poll, wake in (("probe", self.probe, self._woken), ("ps", self.ask_loaded, self._stop))
         ]
 
     def start(self) -> None:
@@ -62,6 +68,13 @@ class Poller:
 
     def stop(self) -> None:
         self._stop.set()
+        self._woken.set()
+
+    def wish(self, number: int) -> None:
+        """Probe at once: somebody waits for what a probe brings that begins after this."""
+        if number > self._wished:
+            self._wished = number
+            self._woken.set()
 
     def hung_s(self, now: float) -> float:
         """How long the present probe has been waiting for its answer."""
@@ -70,6 +83,8 @@ class Poller:
 
     def probe(self, prober: Prober) -> News:
         """Ask for the listing, and now and then for the version and the cloud switch."""
+        self._woken.clear()
+        wished = self._wished
         started = self._asked_at = time.monotonic()
         try:
             tags = prober.tags()
@@ -81,7 +96,7 @@ class Poller:
         finally:
             self._asked_at = None
         self._failing = news.error is not None
-        return news
+        return replace(news, wished=wished)
 
     def ask_loaded(self, prober: Prober) -> News:
         if self._failing:
@@ -107,14 +122,14 @@ class Poller:
             log.debug("%s: %s", self.backend.name, exc)
             return news
 
-    def _loop(self, poll: Callable[[Prober], News]) -> None:
+    def _loop(self, poll: Callable[[Prober], News], wake: threading.Event) -> None:
         prober = prober_of(self.backend, self._settings)
         try:
             while not self._stop.is_set():
                 news = poll(prober)
                 if not self._stop.is_set():
                     self._report(news)
-                self._stop.wait(self._pause(news))
+                wake.wait(self._pause(news))
         finally:
             prober.close()
 

@@ -68,6 +68,8 @@ class Refresher:
         self._beat_s = 0.0
         self._swept_s = 0.0
         self._complaint = ""
+        self._seen = -1
+        self._granted: dict[int, int] = {}
         self._stopping = StopFlag()
 
     def stop(self) -> None:
@@ -86,7 +88,7 @@ class Refresher:
         self._follow_backends()
         try:
             while not self._stopping.is_set():
-                self._round(self._collect(BEAT_S))
+                self._round(self._await_news())
         finally:
             for poller in self._pollers.values():
                 poller.stop()
@@ -123,6 +125,35 @@ class Refresher:
         finally:
             prober.close()
 
+    def _await_news(self) -> list[News]:
+        """The news of one beat; wishes for a poll are passed on meanwhile."""
+        deadline = time.monotonic() + BEAT_S
+        while True:
+            self._pass_wishes_on()
+            gathered = self._collect(LOOK_S)
+            if gathered or time.monotonic() > deadline or self._stopping.is_set():
+                return gathered
+
+    def _pass_wishes_on(self) -> None:
+        try:
+            seen = self._registry.data_version()
+            wishes = self._registry.wishes() if seen != self._seen else {}
+        except RegistryAway:
+            # The round that follows says so.
+            return
+        self._seen = seen
+        for backend_id, number in wishes.items():
+            if backend_id in self._pollers:
+                self._pollers[backend_id].wish(number)
+
+    def _grant_wishes(self, gathered: list[News]) -> None:
+        """Tell whoever waits for a poll that what it brought is written."""
+        made = {news.backend_id: news.wished for news in gathered}
+        fresh = {each: number for each, number in made.items() if number > self._granted.get(each, 0)}
+        if fresh:
+            self._registry.grant(self._role.epoch, fresh)
+            self._granted.update(fresh)
+
     def _collect(self, timeout_s: float) -> list[News]:
         """The news that came: the first within the time limit, and all that came with it."""
         gathered: list[News] = []
@@ -143,6 +174,7 @@ class Refresher:
             for learned in [*map(self._weigh, gathered + self._hung()), *self._forgotten()]:
                 self._note(learned)
             self._write()
+            self._grant_wishes(gathered)
             self._beat()
             self._follow_backends()
             self._sweep()

@@ -122,7 +122,7 @@ class RelayBody(Iterator[bytes]):
         except Truncated as exc:
             log.warning("%s: cut by %s: %s", self.trace.request_id, self.trace.attempts[-1], exc)
             self.failed()
-            return self._broken("cut", "the backend's answer was cut off: please try again")
+            return self._broken(exc.code, exc.told)
         except Stopping:
             return self._broken("stopped", STOPPING)
         except ClientGone:

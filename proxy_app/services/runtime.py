@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from proxy_app.routing.breaker import BreakerRules
 from proxy_app.routing.patience import Patience
 from proxy_app.services.account import Account
-from proxy_app.services.breakers import Breakers
+from proxy_app.services.breakers import Breakers, Sharing
 from proxy_app.services.catalog import Catalog
 from proxy_app.services.documents import Documents
 from proxy_app.services.fleet import FleetReloader
@@ -21,6 +21,7 @@ from proxy_app.services.setup import open_registry
 from proxy_app.services.store_ops import StoreOps
 from proxy_app.services.visibility import Visibility
 from proxy_app.settings import Settings
+from proxy_app.store.board import BreakerBoard
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.leases import LeaseKeeper
 from proxy_app.store.redis import RedisGate
@@ -43,6 +44,7 @@ class Runtime:
     leases: LeaseKeeper
     upstream: UpstreamClient
     bodies: BodyMemory
+    sharing: Sharing
     draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
 
@@ -73,8 +75,10 @@ class Runtime:
             leases=leases,
             upstream=upstream,
             bodies=BodyMemory(settings.body_memory, settings.data_dir),
+            sharing=Sharing(parts.breakers, BreakerBoard(gate, settings.redis_prefix)),
         )
         reloader.start()
+        runtime.sharing.start()
         if settings.poll_interval_s > 0:
             runtime.guardian.start()
         return runtime
@@ -83,6 +87,7 @@ class Runtime:
         self.draining = True
         if self.settings.poll_interval_s > 0:
             self.guardian.close()
+        self.sharing.close()
         self.catalog.close()
         self.store.visibility.close()
         self.reloader.close()

@@ -108,8 +108,9 @@ class StoreOps:
             crew.send_all(client)
             if not any(part.reached for part in crew.parts):
                 raise Unavailable("no backend that gets uploads can be reached")
-            answer = error_answer(404, f"blob {store.quoted(digest)} not found") if crew.failed else Answer(200, "OK", [])
-            return _noted(answer, crew, trace)
+            if crew.failed:
+                return _noted(error_answer(404, f"blob {store.quoted(digest)} not found"), crew, trace)
+            return _noted(Answer(200, "OK", []), crew, trace)
 
     # -- who ---------------------------------------------------------------------------------------
 

@@ -68,6 +68,9 @@ class Visibility:
 
     def _open(self) -> Registry:
         """On the native thread."""
-        if self._registry is None:
-            self._registry = Registry(self._data_dir)
+        registry = self._registry
+        if registry is not None and registry.is_replaced:
+            registry.close()
+            registry = None
+        self._registry = registry or Registry(self._data_dir)
         return self._registry

@@ -6,10 +6,13 @@ cookies, reads no proxy variables and follows no redirects.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import mmap
 import queue
 import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -89,11 +92,13 @@ class _Present(threading.local):
         connected: did it open its connection? Set by the connection itself, read when the call fails.
         send_s: longest time for sending the request.
         target: path and query, as they go out.
+        unsent: was an answer there before all of the request was sent?
     """
 
     connected = False
     send_s = 60.0
     target = ""
+    unsent = False
 
 
 _present = _Present()
@@ -149,6 +154,7 @@ class _Connection(HTTPConnection):
 
     response_class = _Answer
     _joins = False
+    _in_pieces = False
     _head = b""
 
     def connect(self) -> None:
@@ -157,8 +163,10 @@ class _Connection(HTTPConnection):
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
         self._joins, self._head = isinstance(body, bytes) and len(body) <= JOINED_BYTES, b""
+        self._in_pieces = _present.unsent = body is not None and not isinstance(body, Buffer | memoryview)
         # urllib3 has encoded the target anew; a proxy does not change it (RFC 9110 §7.7).
         super().request(method, _present.target or url, body, *args, **kwargs)
+        _present.unsent = False
 
     def send(self, data: Any) -> None:
         if self._joins:
@@ -169,6 +177,9 @@ class _Connection(HTTPConnection):
             self.connect()
         # urllib3 leaves the time limit of the connect in place, which a long body on a slow line would break.
         self.sock.settimeout(_present.send_s)
+        if self._in_pieces and _has_answered(self.sock):
+            # What makes urllib3 stop sending and read the answer.
+            raise BrokenPipeError(errno.EPIPE, "it has answered already")
         super().send(head + data if head else data)
 
 
@@ -231,7 +242,9 @@ class UpstreamClient:
             )
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as exc:
             raise _mapped(exc, backend, limits) from exc
-        return Upstream(response, limits.idle_s, time.monotonic() - started)
+        upstream = Upstream(response, limits.idle_s, time.monotonic() - started)
+        upstream.is_reusable = not _present.unsent
+        return upstream
 
     def _pool(self, backend: Backend) -> tuple[_Pool | _TLSPool, str]:
         url = urlsplit(backend.url)
@@ -263,6 +276,19 @@ def _memory(body: Buffer | Iterable[bytes]) -> Any:
         # It has a `read`, in small pieces, which urllib3 would prefer.
         return memoryview(body)
     return body or None
+
+
+def _has_answered(connection: socket.socket) -> bool:
+    """Is there something to read, or nobody any more? TLS has messages of its own, which say neither."""
+    plain = getattr(connection, "_sock", None)
+    if plain is None or isinstance(connection, ssl.SSLSocket):
+        return False
+    try:
+        plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        # Nothing yet; or a broken connection, which the send that follows finds.
+        return False
+    return True
 
 
 def _drop_idle(pool: _Pool | _TLSPool) -> None:

@@ -40,10 +40,6 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "referer",
     "via",
     "x-api-key",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-proto",
     "x-real-ip",
     "x-request-id",
 }
@@ -91,7 +87,9 @@ def to_upstream(headers: Iterable[tuple[str, str]], backend: Backend, origin: Or
     came_via = ", ".join(value for name, value in pairs if name.lower() == "via")
     own = origin.headers(came_via) | own_headers(backend)
     dropped |= {name.lower() for name in own}
-    return {name: value for name, value in pairs if name.lower() not in dropped} | own
+    kept = {name: value for name, value in pairs if name.lower() not in dropped}
+    # Whatever was forwarded to us, we say ourselves how the request came.
+    return {name: value for name, value in kept.items() if not name.lower().startswith("x-forwarded-")} | own
 
 
 def own_headers(backend: Backend) -> dict[str, str]:

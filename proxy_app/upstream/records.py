@@ -40,6 +40,9 @@ class LastRecord:
 
     def _add(self, piece: bytes) -> None:
         part = self._part + piece
+        # Records before the last one are of no interest, and would push its beginning out.
+        before = part.rfind(self._end, 0, max(0, len(part) - len(self._end)))
+        part = part if before < 0 else part[before + len(self._end) :]
         self._part = part if len(part) <= LONGEST else part[: LONGEST // 2] + part[-LONGEST // 2 :]
         if piece.endswith(self._end):
             self._last, self._part = self._part, b""

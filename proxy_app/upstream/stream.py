@@ -16,7 +16,7 @@ import gevent.socket
 import urllib3
 from gevent.event import AsyncResult
 
-from proxy_app.errors import BadAnswer, ClientGone, Truncated, UpstreamError
+from proxy_app.errors import BadAnswer, ClientGone, Silent, Truncated, UpstreamError
 from proxy_app.upstream.framing import Chunked, Framing, Sized, chunk, framing_of
 from proxy_app.upstream.headers import clean_reason
 from proxy_app.upstream.records import LastRecord
@@ -29,12 +29,14 @@ class Upstream:
     """One answer of a backend.
 
     Owned by: the request that asked. `close` gives the connection back where the answer is complete and closes it
-    where it is not, which makes Ollama stop generating. `waited_s`: how long its head took to come.
+    where it is not, which makes Ollama stop generating. `waited_s`: how long its head took to come. `is_reusable`: not
+    where the backend waits for the rest of a request.
     """
 
     def __init__(self, response: urllib3.BaseHTTPResponse, idle_s: float, waited_s: float = 0.0) -> None:
         self._response = response
         self.waited_s = waited_s
+        self.is_reusable = True
         # urllib3 has no public way to read a body's bytes as they stand on the wire; its own chunk reader
         # drops what it has of a chunk that is cut, and costs more than the rest of a token together.
         self._http = cast(http.client.HTTPResponse, response._fp)  # type: ignore[attr-defined]
@@ -84,7 +86,7 @@ class Upstream:
             try:
                 data = self._http.fp.read1(READ_BYTES)
             except TimeoutError as exc:
-                raise Truncated(f"silent for {self._idle_s:g} s") from exc
+                raise Silent(self._idle_s) from exc
             except OSError as exc:
                 raise Truncated(f"the connection broke: {exc}") from exc
             payload = self._framing.feed(data) if data else self._framing.end()
@@ -132,7 +134,7 @@ class Upstream:
         """Give the connection back, or close it; idempotent."""
         response, framing = self._response, getattr(self, "_framing", None)
         complete = framing is not None and framing.done and framing.failure is None
-        if complete and not self._http.will_close:
+        if complete and self.is_reusable and not self._http.will_close:
             # The body was read past http.client's back; this marks it read without touching the socket.
             self._http.close()
             response.release_conn()
@@ -200,7 +202,7 @@ class _Pump:
                 return failure
             except gevent.Timeout:
                 if self._moves == seen:
-                    return ClientGone() if self._pending else Truncated(f"silent for {self._idle_s:g} s")
+                    return ClientGone() if self._pending else Silent(self._idle_s)
 
     def _on_readable(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -112,8 +113,8 @@ def _register_misses(app: Flask) -> None:
 
     @app.errorhandler(MethodNotAllowed)
     def not_allowed(error: MethodNotAllowed) -> Raw:
-        methods = sorted(error.valid_methods or (), reverse=True)
-        return text_answer(ollama.METHOD_NOT_ALLOWED, 405, [("Allow", ", ".join(_as_ollama(methods, request.path)))])
+        allowed = _as_ollama(error.valid_methods or (), request.path)
+        return text_answer(ollama.METHOD_NOT_ALLOWED, 405, [("Allow", ", ".join(allowed))])
 
 
 def _redirect(target: str, status: int) -> Raw:
@@ -123,5 +124,9 @@ def _redirect(target: str, status: int) -> Raw:
     return Raw(body, status, headers)
 
 
-def _as_ollama(methods: list[str], path: str) -> list[str]:
-    return [method for method in methods if method != "HEAD" or path in _WITH_HEAD]
+def _as_ollama(methods: Iterable[str], path: str) -> list[str]:
+    """What `Allow` lists, in the order in which Ollama registers its routes."""
+    has_head = path in _WITH_HEAD or path.startswith("/api/blobs/")
+    return [
+        method for method in ("HEAD", "GET", "POST", "DELETE") if method in methods and (method != "HEAD" or has_head)
+    ]

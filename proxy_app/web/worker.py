@@ -19,6 +19,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http import wsgi
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import InvalidChunkSize
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.util import close_graceful
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -99,6 +100,9 @@ def _bounded_chunk_size(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 ChunkedReader.parse_chunk_size = _bounded_chunk_size
+# Room for 1 MiB, as gunicorn takes it, is new memory from the kernel for each read: four times the work of an upload
+# (measured).
+SocketUnreader.max_body_chunk = READ_BYTES
 
 
 def _write_error(client: socket.socket, status: int, _reason: str, _why: str) -> None:

@@ -197,7 +197,7 @@ BUSY = b'{"error":"server busy, please try again.  maximum pending requests exce
         (403, b"", Verdict.MISCONFIGURED),
         (301, b"", Verdict.MISCONFIGURED),
         (307, b"", Verdict.MISCONFIGURED),
-        (304, b"", Verdict.MISCONFIGURED),
+        (304, b"", Verdict.PASS),
         (404, b"", Verdict.MISSING),
         (429, b"", Verdict.BUSY),
         (503, BUSY, Verdict.BUSY),

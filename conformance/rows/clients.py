@@ -1,0 +1,96 @@
+"""Slow and silent clients cost neither memory nor other clients."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import ExitStack
+
+from conformance.judge import check_good
+from conformance.row import Group, check
+from conformance.scripts import Flood
+from conformance.site import Site
+
+GROUP = Group("clients", "Slow and silent clients")
+MIB = 1 << 20
+# Far above what the kernel's own buffers on both sides of a gateway hold (about 20 MiB at their largest).
+FLOOD_BYTES = 160 * MIB
+TAKEN_BYTES = 64 * MIB
+# Without progress for this long in seconds, a flood stands.
+STANDING_S = 0.4
+# No gateway in use waits longer than a minute by default.
+SILENCE_S = 75.0
+IDLE_CLIENTS = 100
+
+
+def settled(flood: Flood, site: Site) -> int:
+    """Wait until a flood stands or is beyond all bounds; returns how many bytes it was rid of."""
+    seen, since = -1, time.monotonic()
+
+    def stands() -> bool:
+        nonlocal seen, since
+        if flood.sent_bytes != seen:
+            seen, since = flood.sent_bytes, time.monotonic()
+        return seen > TAKEN_BYTES or (seen > 0 and time.monotonic() - since > STANDING_S)
+
+    site.wait(stands, "the backend went on sending", 15.0)
+    return seen
+
+
+@GROUP.row
+def slow_reader(site: Site) -> None:
+    """A client that stops reading stalls its backend before 64 MiB, and nobody else waits for it."""
+    flood = Flood(FLOOD_BYTES)
+    site.strike(flood)
+    with site.client() as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        site.send(client)
+        taken = settled(flood, site)
+        check(taken <= TAKEN_BYTES, f"the gateway took {taken // MIB} MiB for a client that takes nothing")
+        check_good(site, site.ask(), "of another client, ")
+
+
+@GROUP.row
+def idle_connections(site: Site) -> None:
+    """Beside 100 silent connections a client gets its answer within a second."""
+    with ExitStack() as stack:
+        for _ in range(IDLE_CLIENTS):
+            stack.enter_context(site.client())
+        check_good(site, site.ask(timeout_s=1.0))
+
+
+@GROUP.row
+def slow_senders(site: Site) -> None:
+    """Beside 50 clients that stopped in the middle of their requests one gets its answer within a second."""
+    with ExitStack() as stack:
+        for _ in range(IDLE_CLIENTS // 2):
+            stack.enter_context(site.client()).send(site.raw_head(["Content-Length: 100"]) + b"{")
+        check_good(site, site.ask(timeout_s=1.0))
+        check(len(site.asked()) == 1, "one of them reached a backend")
+
+
+def check_closed(site: Site, data: bytes) -> None:
+    """Send half a request and then nothing; the gateway has to end that some day."""
+    with site.client() as client:
+        client.send(data)
+        client.sock.settimeout(SILENCE_S)
+        try:
+            while client.sock.recv(65536):
+                pass
+        except TimeoutError:
+            check(False, f"the connection was open after {SILENCE_S:g} s")
+        except ConnectionError:
+            return
+
+
+@GROUP.waiting_row
+def silence_in_the_head(site: Site) -> None:
+    """A client that falls silent in the middle of its headers is closed within 75 s."""
+    check_closed(site, site.raw_head(["X-Slow: 1"])[:-2])
+
+
+@GROUP.waiting_row
+def silence_in_the_body(site: Site) -> None:
+    """A client that falls silent in the middle of its body is closed within 75 s."""
+    check_closed(site, site.raw_head(["Content-Length: 100"]) + b"{")
+    check(not site.asked(), "half a request reached a backend")
