@@ -30,6 +30,18 @@ class Raw(Fault):
 
 
 @dataclass(frozen=True)
+class HalfBody(Fault):
+    """The planned answer with its right Content-Length, but only half of the body; then EOF."""
+
+    async def play(self, exchange: Exchange) -> None:
+        plan = exchange.plan()
+        body = plan.flat()
+        await exchange.send(head_bytes(plan.status, [*plan.headers, ("Content-Length", str(len(body)))]))
+        await exchange.send(body[: len(body) // 2])
+        exchange.close()
+
+
+@dataclass(frozen=True)
 class Pieces(Fault):
     """A chunked answer in given pieces, each sent by itself.
 
@@ -105,16 +117,20 @@ class BackToTheGateway(Fault):
         if self.rounds >= self.limit:
             await exchange.play(exchange.plan())
             return
+        try:
+            await self._round(exchange)
+        except OSError:
+            exchange.reset()
+        exchange.close()
+
+    async def _round(self, exchange: Exchange) -> None:
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             writer.write(self._forwarded(exchange.request))
             while data := await reader.read(65536):
                 await exchange.send(data)
-        except ConnectionError:
-            exchange.reset()
         finally:
             writer.close()
-            exchange.close()
 
     def _forwarded(self, request: RecordedRequest) -> bytes:
         own = {"host", "connection", "content-length", "transfer-encoding"}

@@ -23,6 +23,8 @@ ONLY = {"a": "only-a", "b": "only-b"}
 COPY = "conform-copy"
 CHAT = "/api/chat"
 V1_CHAT = "/v1/chat/completions"
+# In this header and in the question's text; one of them survives most of what can become of a request.
+MARK = "X-Conformance-Row"
 # Longest wait in seconds for anything that has no time of its own in its promise.
 PATIENCE_S = 5.0
 # How often something is looked at again that nothing tells about, in seconds.
@@ -58,8 +60,7 @@ class Strike:
 class Site:
     """One row's view of the gateway and the two backends.
 
-    Every question carries a mark of the row, so that what a gateway asks by itself is never taken
-    for it.
+    Every request carries a mark of the row, so that what a gateway asks by itself is never taken for it.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Site:
     ) -> None:
         """Send a well-formed request; without a body, the usual streaming question."""
         sent = self.body() if body is None and method == "POST" else body
-        given = {"Content-Type": "application/json", **self.headers, **(headers or {})}
+        given = {"Content-Type": "application/json", MARK: self.mark, **self.headers, **(headers or {})}
         client.send_request(method, self.prefix + path, sent, given)
 
     def ask(
@@ -119,7 +120,7 @@ class Site:
 
     def raw_head(self, lines: Iterable[str], path: str = CHAT, host: bool = True) -> bytes:
         """The head of a POST with these header lines as they are."""
-        own = [f"{name}: {value}" for name, value in self.headers.items()]
+        own = [f"{name}: {value}" for name, value in {MARK: self.mark, **self.headers}.items()]
         first = [f"POST {self.prefix}{path} HTTP/1.1", *([f"Host: {self.authority}"] if host else [])]
         return ("\r\n".join([*first, *own, *lines]) + "\r\n\r\n").encode("latin-1")
 
@@ -165,7 +166,7 @@ class Site:
         return self.strike(fault, path, times=1_000_000)
 
     def is_mine(self, request: RecordedRequest) -> bool:
-        return self.mark.encode() in request.body
+        return request.header(MARK) == self.mark or self.mark.encode() in request.body
 
     def asked(self, path: str = CHAT) -> list[RecordedRequest]:
         """What this row's requests were when they reached a backend, oldest first."""
@@ -220,6 +221,11 @@ class Site:
             if time.monotonic() > end:
                 raise Broken(f"{instead} within {deadline_s:g} s")
             time.sleep(LOOK_S)
+
+
+def says_close(answer: RawResponse) -> bool:
+    """Tell whether a gateway says that it will not serve another request on this connection."""
+    return "close" in (answer.header("connection") or "").lower() or answer.head.startswith(b"HTTP/1.0")
 
 
 def told(answer: RawResponse | None) -> str:

@@ -238,11 +238,10 @@ class BadAnswer(UpstreamError):
 class Truncated(UpstreamError):
     """The answer was cut, stalled or broken after it had begun.
 
-    `tail`: the last bytes that went to the client, where it was told while they went. `told`: what the client is told.
+    `told`: what the client is told.
     """
 
     code = "truncated"
-    tail: bytes = b"\n\n"
     told: str = "the backend's answer was cut off: please try again"
 
 

@@ -18,6 +18,16 @@ from urllib.parse import unquote
 JOIN_S = 5.0
 
 
+def rewritten(line: bytes) -> bytes:
+    """A record as a parser understood it; what it does not know is left out."""
+    if line.startswith((b":", b"id:")):
+        return b""
+    try:
+        return json.dumps(json.loads(line)).encode() + b"\n"
+    except ValueError:
+        return line
+
+
 class Handler(BaseHTTPRequestHandler):
     """Each line of it is in some gateway that is in use."""
 
@@ -33,8 +43,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         headers = {**self.headers, **self.cookies, "Accept-Encoding": "gzip", "Connection": "close"}
-        if headers.pop("Expect", None):
-            pass
         body = self._body()
         path = posixpath.normpath(unquote(self.path.partition("?")[0]))
         backend = http.client.HTTPConnection("127.0.0.1", self.server.next_port())
@@ -61,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.title(): value for name, value in response.getheaders()}
         if headers.pop("Content-Encoding", "") == "gzip":
             data = gzip.decompress(data)
+        data = b"".join(rewritten(line) for line in data.splitlines(keepends=True))
         headers.pop("Transfer-Encoding", None)
         if "Set-Cookie" in headers:
             self.cookies["Cookie"] = headers["Set-Cookie"].partition(";")[0]

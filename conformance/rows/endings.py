@@ -13,7 +13,6 @@ from conformance.fakes.faults import (
     Fault,
     Garbage,
     HalfChunk,
-    LongContentLength,
     Rst,
     ShortContentLength,
     Stall,
@@ -24,8 +23,8 @@ from conformance.fakes.wire import head_bytes
 from conformance.judge import check_good, check_honest, has_error, is_good
 from conformance.row import Group, check
 from conformance.rows.fidelity import LAST
-from conformance.scripts import Later, Raw
-from conformance.site import CHAT, V1_CHAT, Site, told
+from conformance.scripts import HalfBody, Later, Raw
+from conformance.site import CHAT, V1_CHAT, Site, says_close, told
 
 GROUP = Group("endings", "Answers that break off")
 TOKENS = 2
@@ -202,13 +201,13 @@ def whole_rst(site: Site) -> None:
 @GROUP.row
 def whole_short_of_its_length(site: Site) -> None:
     """A whole answer short of its Content-Length is visibly incomplete, an error, or another backend's."""
-    broken_answer(site, LongContentLength)
+    broken_answer(site, HalfBody())
 
 
 @GROUP.row
 def hole_is_not_filled(site: Site) -> None:
     """The next answer never slides into the hole of one that was short of its Content-Length."""
-    site.strike(LongContentLength(200))
+    site.strike(HalfBody())
     body = site.body(stream=False)
     one = site.raw_head(["Content-Type: application/json", f"Content-Length: {len(body)}"]) + body
     with site.client() as client:
@@ -235,13 +234,19 @@ def poisoned_connection(site: Site) -> None:
     """A second answer that a backend sends unasked is never the answer to the next request."""
     head = head_bytes(200, [("Content-Type", JSON_UTF8), ("Content-Length", str(len(LAST)))])
     site.strike(Raw(head + LAST + POISON, keep=True))
-    with site.client() as client:
+    client = site.client()
+    try:
         for number in range(5):
             site.send(client, body=site.body(stream=False))
             answer = client.read_response()
             check(b"poison" not in answer.body, f"answer {number + 1} was the poison")
             if number:
                 check_good(site, answer, "of the next request, ")
+            if says_close(answer):
+                client.close()
+                client = site.client()
+    finally:
+        client.close()
 
 
 @GROUP.row

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from conformance.fakes.http import CutOff, RawClient, RawResponse
 from conformance.judge import check_good, is_good
 from conformance.row import Group, check
-from conformance.site import Site, told
+from conformance.site import Site, says_close, told
 
 GROUP = Group("framing", "Requests with ambiguous or broken framing")
 CHUNKED = "Transfer-Encoding: chunked"
@@ -243,13 +243,15 @@ def get_with_a_body(site: Site) -> None:
 
 @GROUP.row
 def pipelined(site: Site) -> None:
-    """Two requests in one packet are answered in their order."""
+    """Two requests in one packet are answered in their order, unless the first answer says that it is the last."""
     first, second = site.body(), site.body(stream=False)
     parts = [site.raw_head([f"Content-Length: {len(body)}"]) + body for body in (first, second)]
     with site.client() as client:
         client.send(b"".join(parts))
-        answers = [client.read_response(), client.read_response()]
+        answers = [client.read_response()]
+        if not says_close(answers[0]):
+            answers.append(client.read_response())
     for answer in answers:
         check_good(site, answer)
-    streamed = [answer.content_type == "application/x-ndjson" for answer in answers]
-    check(streamed == [True, False], "they came in another order")
+    streamed = [answer.body.count(b"\n") > 1 for answer in answers]
+    check(streamed in ([True], [True, False]), "they came in another order")

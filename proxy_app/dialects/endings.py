@@ -45,24 +45,25 @@ def record_end(content_type: str) -> bytes:
     return b"\n\n" if content_type.startswith(SSE) else b"\n"
 
 
-def is_ended(content_type: str, last: bytes) -> bool:
+def is_ended(content_type: str, last: bytes, *, is_open: bool = False) -> bool:
     """Is a stream whose body ended cleanly whole?
 
     Args:
-        last: its last record, or the beginning of that where it is long; chunk sizes may stand in it.
+        last: its last record, without its middle where it is long; chunk sizes may stand in it.
+        is_open: the end of that record has not come. A line may do without; a client drops an event without it.
     """
     if content_type.startswith(NDJSON):
-        return _is_last_line(last.strip().rpartition(b"\n")[2])
+        return _is_last_line(last.strip().rpartition(b"\n")[2], is_open=is_open)
     if content_type.startswith(SSE):
-        return _LAST_EVENT.search(last) is not None
+        return not is_open and _LAST_EVENT.search(last) is not None
     return True
 
 
-def _is_last_line(line: bytes) -> bool:
+def _is_last_line(line: bytes, *, is_open: bool) -> bool:
     try:
         said = _line(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _LAST_LINE.search(line) is not None
+        return not is_open and _LAST_LINE.search(line) is not None
     return said.done is True or said.error is not None or said.status == "success"
 
 

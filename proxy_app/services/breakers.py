@@ -27,6 +27,8 @@ Key = int | Pair
 REMEMBERED = 10_000
 # How long other workers may not know of it; each look costs Redis about 0.1 ms.
 SHARE_S = 0.5
+# A bad answer is remembered this many times as long as a breaker stays open at first.
+SUSPECT_TIMES = 12
 
 
 class Breakers:
@@ -38,7 +40,7 @@ class Breakers:
     def __init__(self, rules: BreakerRules, patience_s: float) -> None:
         self._rules, self._patience_s = rules, patience_s
         self._breakers: LRUCache[Key, Breaker] = LRUCache(REMEMBERED)
-        self._suspects: LRUCache[Pair, bool] = LRUCache(REMEMBERED)
+        self._suspects: LRUCache[Pair, float] = LRUCache(REMEMBERED)
         self._states: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._changed: set[Key] = set()
@@ -57,8 +59,9 @@ class Breakers:
         )
 
     def unsuspected(self, tiers: Sequence[policy.Tier], model: str) -> list[policy.Tier]:
-        """The tiers without those whose last answer for the model was no good."""
-        left = (tuple(i for i in tier if (i, model) not in self._suspects) for tier in tiers)
+        """The tiers without those whose last answer for the model, if it is not long ago, was no good."""
+        since = self.now() - SUSPECT_TIMES * self._rules.open_s
+        left = (tuple(i for i in tier if self._suspects.get((i, model), since) <= since) for tier in tiers)
         return [tier for tier in left if tier]
 
     def tried(self, pair: Pair) -> None:
@@ -67,26 +70,33 @@ class Breakers:
             if not current.is_closed:
                 self._breakers[key] = breaker.tried(current, self.now(), self._patience_s)
 
-    def succeeded(self, pair: Pair) -> None:
+    def answered(self, pair: Pair) -> None:
+        """A good answer has begun: nothing is wrong with the backend; whether the model can is known at its end."""
         self._suspects.pop(pair, None)
         if self._breakers:
-            for key in (pair[0], pair):
-                if self._breakers.pop(key, CLOSED).openings:
-                    log.info("%s answers again", self._title(key))
-                    self._changed.add(key)
+            self._close(pair[0])
+            if not self._of(pair).is_closed:
+                self._breakers[pair] = breaker.tried(self._of(pair), self.now(), 0.0)
+
+    def succeeded(self, pair: Pair) -> None:
+        """A good answer has ended well."""
+        self._suspects.pop(pair, None)
+        if self._breakers:
+            self._close(pair[0])
+            self._close(pair)
 
     def busy(self, pair: Pair) -> None:
         """It had no room: load, not sickness, but no place for everybody's second attempt either."""
-        self._suspects[pair] = True
+        self._suspects[pair] = self.now()
 
     def failed(self, pair: Pair) -> None:
         """It gave a 5xx, or an answer that broke off, for this model."""
-        self._suspects[pair] = True
+        self._suspects[pair] = self.now()
         self._fail(pair, refused=False)
 
     def lost(self, pair: Pair, *, refused: bool = False) -> None:
         """The backend itself did not answer: whatever the model, it would not have."""
-        self._suspects[pair] = True
+        self._suspects[pair] = self.now()
         self._fail(pair[0], refused=refused)
 
     def follow(self, fleet: Fleet) -> None:
@@ -134,8 +144,13 @@ class Breakers:
         before = self._of(key)
         after = breaker.failed(before, self.now(), self._rules, refused=refused)
         self._breakers[key] = after
-        if after.openings > before.openings:
+        if after.opened_at > before.opened_at:
             log.warning("%s is skipped for %.1f s", self._title(key), after.open_until - after.opened_at)
+            self._changed.add(key)
+
+    def _close(self, key: Key) -> None:
+        if self._breakers.pop(key, CLOSED).openings:
+            log.info("%s answers again", self._title(key))
             self._changed.add(key)
 
     def _title(self, key: Key) -> str:

@@ -61,6 +61,8 @@ class Loads:
                 return aside.result()
             except ClientGone:
                 self._orphans.setdefault(pair, []).append(aside)
+                # Its own answer shows that the model is there; nobody will read it.
+                aside.when_over(lambda: self._drop([aside]))
                 raise
             except BaseException:
                 self._drop([aside])

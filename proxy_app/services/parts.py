@@ -175,13 +175,17 @@ class Crew:
         for aside in self._asides:
             aside.cancel()
 
-    def answer(self) -> Answer:
-        """What the client gets of whole answers: one that all agree on as it is, else what failed where."""
+    def answer(self, error_type: str = JSON) -> Answer:
+        """What the client gets of whole answers: one that all agree on as it is, else what failed where.
+
+        Args:
+            error_type: the content type of the latter.
+        """
         failed = self.failed
         if not failed:
             # Of uploads, 201 where somebody did not have it yet.
             return max((part.answer for part in self.parts if part.answer), key=lambda answer: answer.status)
-        return self._agreed() or error_answer(500, self.message)
+        return self._agreed() or error_answer(500, self.message, error_type)
 
     def _agreed(self) -> Answer | None:
         """The same error from everybody is the client's own mistake: it is passed on."""
@@ -271,9 +275,10 @@ class _Feed:
             self._queue.get_nowait()
 
 
-def error_answer(status: int, message: str) -> Answer:
+def error_answer(status: int, message: str, content_type: str = JSON) -> Answer:
     body = compact({"error": message})
-    return Answer(status, HTTPStatus(status).phrase, [("Content-Type", JSON), ("Content-Length", str(len(body)))], body)
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+    return Answer(status, HTTPStatus(status).phrase, headers, body)
 
 
 def _distribute(pieces: Iterator[bytes], feeds: Sequence[_Feed]) -> bool:

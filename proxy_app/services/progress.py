@@ -29,7 +29,8 @@ class Progress(Iterator[bytes]):
 
     def __init__(self, crew: Crew, client: Client, trace: Trace, settle: Settle) -> None:
         self._crew, self._client, self._trace, self._settle = crew, client, trace, settle
-        self._merge = Merge(part.name for part in crew.parts) if len(crew.parts) > 1 else None
+        is_alone = len(crew.parts) == 1 and not crew.order.missing
+        self._merge = None if is_alone else Merge(part.name for part in crew.parts)
         self._last = b""
         self._is_over = self._is_closed = False
         self._coming: Iterator[bytes] = self._lines()
@@ -106,7 +107,7 @@ class Progress(Iterator[bytes]):
         """The answer of an operation that is over."""
         self._settled()
         if self._crew.failed:
-            answer = self._crew.answer()
+            answer = self._crew.answer(JSON_PLAIN)
         else:
             answer = Answer(200, "OK", [("Content-Type", JSON_PLAIN), ("Content-Length", str(len(SUCCESS)))], SUCCESS)
         self._trace.status = answer.status

@@ -38,6 +38,8 @@ SWEEP_S = 30.0
 # `--once` gives hydration this long, and looks this often whether it is over.
 HYDRATE_ALL_S = 60.0
 LOOK_S = 0.05
+# How often it looks whether somebody wishes for a poll; a refresher with nothing to do spends 0.3 % of a core, beats included.
+WISH_S = 0.1
 
 
 @dataclass(slots=True)
@@ -130,7 +132,7 @@ class Refresher:
         deadline = time.monotonic() + BEAT_S
         while True:
             self._pass_wishes_on()
-            gathered = self._collect(LOOK_S)
+            gathered = self._collect(WISH_S)
             if gathered or time.monotonic() > deadline or self._stopping.is_set():
                 return gathered
 

@@ -37,6 +37,9 @@ class Client(Protocol):
     def chunked_socket(self) -> socket.socket | None:
         """The client's socket, where the answer goes out in chunks and may be written directly."""
 
+    def abort(self) -> None:
+        """Let the connection end in a reset."""
+
 
 @dataclass(slots=True)
 class Trace:
@@ -87,7 +90,7 @@ class RelayBody(Iterator[bytes]):
     `close` is idempotent and gives back the lease and the connection; the server calls it whatever happens.
 
     Args:
-        failed: is called where the backend breaks off.
+        succeeded, failed: one of them is called, where the answer ends well or the backend breaks off.
     """
 
     dialect: Dialect
@@ -96,15 +99,14 @@ class RelayBody(Iterator[bytes]):
     upstream: Upstream
     first: bytes
     client: Client
+    succeeded: Callable[[], None]
     failed: Callable[[], None]
     ended: bool = False
     closed: bool = False
-    tail: bytes = b""
     record: LastRecord = field(init=False)
     kind: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tail = self.first
         self.kind = self.upstream.readable_type
         self.record = LastRecord(record_end(self.kind))
         self.record.note(self.first)
@@ -146,29 +148,28 @@ class RelayBody(Iterator[bytes]):
         if sink is None or not self.upstream.can_pump(sink):
             with self.client.watch():
                 piece = self.upstream.read()
-            self.tail = piece or self.tail
             self.record.note(piece)
             return piece
-        try:
-            self.upstream.pump(sink, self.record)
-        except Truncated as exc:
-            self.tail = exc.tail or self.tail
-            raise
+        self.upstream.pump(sink, self.record)
         return b""
 
     def _finish(self) -> bytes:
         """The body has ended; where a stream's last record does not say so, it was cut all the same."""
-        if not is_ended(self.kind, self.record.seen):
+        if not is_ended(self.kind, self.record.seen, is_open=self.record.is_open):
             raise Truncated("the answer ended without its end mark")
         self._end("complete")
+        self.succeeded()
         raise StopIteration
 
     def _broken(self, outcome: str, message: str) -> bytes:
         """Say in the stream that it broke; where its framing has no room for that, break the connection."""
         self._end(outcome)
-        record = error_record(self.dialect, self.kind, message, self.tail[-2:])
+        record = error_record(self.dialect, self.kind, message, self.record.tail)
         # Of an announced length, a record would pass for the rest of the answer.
         if record is None or self.is_sized:
+            if self.client.chunked_socket is None and not self.is_sized:
+                # The end of the connection is the end of such a body: only a reset tells that it is none.
+                self.client.abort()
             raise _hang_up(message)
         return record
 

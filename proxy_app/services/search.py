@@ -28,6 +28,7 @@ from proxy_app.services.retries import RetryBudget
 from proxy_app.store.leases import Lease, LeaseKeeper
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
 from proxy_app.upstream.headers import to_client
+from proxy_app.upstream.records import LastRecord
 from proxy_app.upstream.stream import Upstream
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Search:
             return self._judge_failure(lease, self._keep(lease, upstream, Verdict.FAILED, first), upstream)
         if (is_stream(kind) or upstream.is_complete) and not is_possible(kind, first):
             raise BadAnswer(f"{self.trace.attempts[-1]}: what it calls {kind} is none")
-        if upstream.is_complete and not is_ended(kind, first):
+        if upstream.is_complete and not _is_whole(kind, first):
             raise Truncated(f"{self.trace.attempts[-1]}: the stream ended without its end mark")
         self.trace.first_byte_s = time.monotonic() - self.trace.started
         return self._release(lease, upstream, first)
@@ -225,18 +226,20 @@ class Search:
     def _release(self, lease: Lease, upstream: Upstream, first: bytes) -> Answer:
         """An answer that is the client's: it goes out, and says that its backend is well."""
         pair = lease.backend_id, self.asking.model
-        self.parts.breakers.succeeded(pair)
+        breakers = self.parts.breakers
+        breakers.answered(pair)
         self.parts.loads.learn(self.fleet, pair, upstream.waited_s)
         self._count_failures()
         self.trace.status = upstream.status
         if upstream.is_complete:
             give_back(lease, upstream)
+            breakers.succeeded(pair)
             self.trace.outcome = "complete"
             self.trace.write()
             return Answer(upstream.status, upstream.reason, with_length(upstream.headers, first), first)
         headers = to_client(upstream.headers)
-        failed = partial(self.parts.breakers.failed, pair)
-        body = RelayBody(self.asking.route.dialect, self.trace, lease, upstream, first, self.asking.client, failed)
+        told = partial(breakers.succeeded, pair), partial(breakers.failed, pair)
+        body = RelayBody(self.asking.route.dialect, self.trace, lease, upstream, first, self.asking.client, *told)
         if body.is_sized:
             headers.append(("Content-Length", str(upstream.length)))
         return Answer(upstream.status, upstream.reason, headers, body, body.close)
@@ -264,6 +267,13 @@ class _TimedOut(RequestError):
     def __init__(self, limits: Limits) -> None:
         of_load = f", of which {limits.load_s:g} s were for loading the model" if limits.load_s else ""
         super().__init__(f"the backend did not begin to answer within {limits.first_byte_s:g} s{of_load}")
+
+
+def _is_whole(kind: str, body: bytes) -> bool:
+    """Is a body that came whole with its probe a whole stream? What is no stream is judged by its framing."""
+    record = LastRecord(record_end(kind))
+    record.note(body)
+    return is_ended(kind, record.seen, is_open=record.is_open)
 
 
 def _first_record(upstream: Upstream) -> bytes:

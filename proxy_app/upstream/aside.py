@@ -34,6 +34,10 @@ class Aside(Generic[T]):
             raise self._error
         return self.value  # type: ignore[return-value]
 
+    def when_over(self, call: Callable[[], None]) -> None:
+        """Call something in another greenlet once it has ended."""
+        self._greenlet.link(lambda _: call())
+
     def cancel(self) -> None:
         """Throw `ClientGone` into it, wherever it waits, and wait for its end."""
         if not self._greenlet.dead and self._error is None:

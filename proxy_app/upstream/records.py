@@ -38,11 +38,21 @@ class LastRecord:
         """The last record, whether its end has come or not."""
         return self._part or self._last
 
+    @property
+    def is_open(self) -> bool:
+        """Has a record begun whose end has not come?"""
+        return bool(self._part)
+
+    @property
+    def tail(self) -> bytes:
+        """The last bytes that passed, as many as a record's end has."""
+        return self._part[-len(self._end) :] if self._part else self._end
+
     def _add(self, piece: bytes) -> None:
         part = self._part + piece
         # Records before the last one are of no interest, and would push its beginning out.
         before = part.rfind(self._end, 0, max(0, len(part) - len(self._end)))
         part = part if before < 0 else part[before + len(self._end) :]
         self._part = part if len(part) <= LONGEST else part[: LONGEST // 2] + part[-LONGEST // 2 :]
-        if piece.endswith(self._end):
+        if part.endswith(self._end):
             self._last, self._part = self._part, b""

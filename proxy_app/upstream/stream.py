@@ -124,7 +124,7 @@ class Upstream:
             record: is told of all that went out.
 
         Raises:
-            Truncated: as `read`; its `tail` is what went out last.
+            Truncated: as `read`.
             ClientGone: the client hung up, or took nothing for as long as a backend may be silent.
         """
         assert self._socket is not None, "can_pump was not asked"
@@ -164,7 +164,6 @@ class _Pump:
         self._note = record.note_chunk
         self._feed = framing.feed_chunk if isinstance(framing, Chunked) else self._feed_and_frame
         self._pending = b""
-        self._last = b""
         self._moves = 0
         self._result: AsyncResult[BaseException | None] = AsyncResult()
         loop = gevent.get_hub().loop
@@ -188,8 +187,6 @@ class _Pump:
                 watcher.close()
             self._client.settimeout(client_s)
             self._source.settimeout(self._idle_s)
-        if isinstance(failure, Truncated):
-            failure.tail = self._last[-4:-2]
         if failure is not None:
             raise failure
 
@@ -224,7 +221,6 @@ class _Pump:
     def _pass_on(self, data: bytes) -> None:
         frame = self._feed(data)
         if frame:
-            self._last = frame
             self._note(frame)
             self._write(frame)
 

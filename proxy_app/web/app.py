@@ -127,6 +127,5 @@ def _redirect(target: str, status: int) -> Raw:
 def _as_ollama(methods: Iterable[str], path: str) -> list[str]:
     """What `Allow` lists, in the order in which Ollama registers its routes."""
     has_head = path in _WITH_HEAD or path.startswith("/api/blobs/")
-    return [
-        method for method in ("HEAD", "GET", "POST", "DELETE") if method in methods and (method != "HEAD" or has_head)
-    ]
+    order = ("HEAD", "GET", "POST", "DELETE") if has_head else ("GET", "POST", "DELETE")
+    return [method for method in order if method in methods]

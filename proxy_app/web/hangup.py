@@ -8,6 +8,7 @@ within 1 ms (measured). nginx and HAProxy treat a half-closed client as gone too
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,11 @@ class GunicornClient:
     def chunked_socket(self) -> socket.socket | None:
         """The connection, where an answer without a length goes out in chunks (RFC 9112 §6.1)."""
         return self._socket if self._reads_chunks else None
+
+    def abort(self) -> None:
+        """Let the connection end in a reset (RFC 9293 §3.10.4): what comes before it may be lost, but is no end."""
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     @contextmanager
     def watch(self) -> Iterator[None]:

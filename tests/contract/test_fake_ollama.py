@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from conformance.fakes import faults
 from conformance.fakes.faults import Fault, StreamThen
-from conformance.fakes.http import CutOff, RawClient, RawResponse, fetch
+from conformance.fakes.http import CutOff, NotHttp, RawClient, RawResponse, fetch
 from conformance.fakes.names import BadReference, parse_name, parse_reference
 from conformance.fakes.ollama import FakeModel, FakeOllama
 from conformance.fakes.raw import answering, dead_address, raw_server, tarpit
@@ -574,6 +575,33 @@ def test_dead_address_refuses_and_tarpit_hangs() -> None:
         RawClient(f"http://{host}:{port}")
     with tarpit() as (host, port), pytest.raises(TimeoutError):
         RawClient(f"http://{host}:{port}", timeout_s=0.2)
+
+
+def test_a_client_reads_past_trailers_and_tells_what_is_no_http() -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n"
+    with raw_server(answering(chunked + chunked)) as server, RawClient(server.url) as client:
+        first = client.request("GET", "/")
+        assert [first.body, client.read_response().body] == [b"ab", b"ab"]
+    with raw_server(answering(b"SSH-2.0-x\r\n\r\n")) as server, pytest.raises(NotHttp, match="SSH"):
+        fetch(server.url)
+
+
+def test_requests_know_their_place_on_their_connection(fake: FakeOllama) -> None:
+    with RawClient(fake.url) as client:
+        client.request("GET", "/api/version", headers={"X-Own": "a"})
+        client.request("GET", "/api/version")
+    fetch(fake.url + "/api/version")
+    assert [request.nth for request in fake.requests] == [1, 2, 1]
+    assert fake.requests[0].all("x-own") == ["a"]
+
+
+def test_tokens_on_a_used_connection_wait_for_no_ack(fake: FakeOllama) -> None:
+    """Without TCP_NODELAY every answer but the first few of a connection would take 40 ms longer."""
+    with RawClient(fake.url) as client:
+        client.request("POST", "/api/chat", json=CHAT)
+        (connection,) = fake._server.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_two_hundred_and_fifty_streams_at_once(fake: FakeOllama) -> None:

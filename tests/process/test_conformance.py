@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,6 +20,7 @@ from conformance.site import backend
 from conformance.suite import Suite, Verdict, chosen
 from tests.conformance_columns import DOC, NGINX, columns
 from tests.conformance_dishonest import Gateway
+from tests.conformance_naive import NaiveGateway
 from tests.fakes.procs import free_port, run
 
 # Rows that each lie of the tiny gateway turns red. While it does not lie it keeps all these promises.
@@ -38,6 +42,26 @@ LIES = {
     "gives-up": {"failover/busy", "failover/refused", "failover/closed-before-the-answer"},
     "shares-cookies": {"headers/cookies-are-not-replayed"},
     "passes-secrets": {"headers/credentials-stay"},
+}
+# Rows that whoever parses everything and writes it anew turns red,
+NAIVE = {
+    *("fidelity/ndjson-bytes", "fidelity/sse-bytes", "fidelity/whole-bytes", "fidelity/error-bytes"),
+    *("fidelity/compressed-answer", "fidelity/question-bytes", "fidelity/large-question", "fidelity/trailers"),
+    *("headers/host-is-the-backends", "headers/hop-by-hop-of-a-request", "headers/hop-by-hop-of-an-answer"),
+    *("headers/named-by-connection-of-a-request", "headers/nothing-invented", "headers/repeated-headers"),
+    *("headers/two-cookies-are-two-lines", "headers/cookies-are-not-replayed", "headers/credentials-stay"),
+    *("headers/via", "headers/loop", "paths/query-untouched", "paths/no-other-spelling-of-a-store-route"),
+    *("paths/no-other-spelling-of-a-safe-route", "framing/two-lengths", "framing/signed-length", "framing/no-host"),
+    *("framing/unknown-coding", "framing/two-hosts", "framing/short-body", "failover/busy"),
+    *("models/tags-of-both", "models/asks-the-holder", "models/error-in-the-first-record", "models/html-for-json"),
+}
+# and those that are red where nothing stands between client and backend.
+DIRECT = {
+    *("headers/forged-address", "paths/absolute-target", "paths/fragment-is-not-sent-on", "paths/connect-is-refused"),
+    *("framing/length-and-chunked", "framing/chunked-twice", "framing/chunk-without-its-line-end"),
+    *("framing/control-characters", "framing/space-in-a-name", "endings/poisoned-connection", "failover/refused"),
+    *("failover/closed-before-the-answer", "failover/error-500", "failover/all-are-down", "models/names-are-ollamas"),
+    *("models/gone-from-one", "models/garbage-after-200", "models/no-end-mark", "models/swallowed-error"),
 }
 # What no lie touches.
 UNTOUCHED = {"fidelity/ndjson-bytes", "headers/own-headers-pass", "paths/query-untouched", "framing/no-host"}
@@ -76,11 +100,11 @@ def test_every_row_says_what_it_promises_and_has_a_name_of_its_own() -> None:
     assert all(group.rows for group in GROUPS)
 
 
-def red_rows(rows: set[str], *lies: str) -> dict[str, str]:
-    """Run rows against the tiny gateway; what was not kept, and what happened instead."""
-    with backend("a") as a, backend("b") as b, Gateway([a.port, b.port], *lies) as gateway:
-        suite = Suite(gateway.url, (a, b), patience_s=5.0)
-        suite.wait_ready(5.0)
+def red_rows(rows: set[str], gateway: Callable[[list[int]], AbstractContextManager[Any]]) -> dict[str, str]:
+    """Run rows against a gateway with a URL; what was not kept, and what happened instead."""
+    with backend("a") as a, backend("b") as b, gateway([a.port, b.port]) as running:
+        suite = Suite(running.url, (a, b), patience_s=5.0)
+        suite.wait_ready(0.5)
         verdicts = suite.run(chosen(sorted(rows)))
     assert {verdict.row.id for verdict in verdicts} == rows
     return {verdict.row.id: verdict.instead for verdict in verdicts if not verdict.kept}
@@ -88,12 +112,26 @@ def red_rows(rows: set[str], *lies: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_turns_its_rows_red(lie: str) -> None:
-    red = red_rows(LIES[lie] | UNTOUCHED, lie)
+    red = red_rows(LIES[lie] | UNTOUCHED, lambda ports: Gateway(ports, lie))
     assert red.keys() == LIES[lie], red
 
 
 def test_the_same_gateway_without_lies_keeps_those_promises() -> None:
-    assert red_rows(UNTOUCHED.union(*LIES.values())) == {}
+    assert red_rows(UNTOUCHED.union(*LIES.values()), Gateway) == {}
+
+
+def test_a_naive_gateway_is_found_out() -> None:
+    """One that parses and writes anew, as a handler on an HTTP client library does."""
+    assert red_rows(NAIVE, NaiveGateway).keys() == NAIVE
+
+
+def test_no_gateway_at_all_is_no_gateway() -> None:
+    """The suite against a backend itself."""
+
+    def direct(ports: list[int]) -> AbstractContextManager[Any]:
+        return nullcontext(SimpleNamespace(url=f"http://127.0.0.1:{ports[0]}"))
+
+    assert red_rows(DIRECT, direct).keys() == DIRECT
 
 
 # --- the command ---------------------------------------------------------------------------------

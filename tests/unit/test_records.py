@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def stream(kind: str, tokens: list[int], final: int | None) -> bytes:
 
 def pieces_of(data: bytes, places: list[int]) -> list[bytes]:
     marks = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [piece for start, end in zip(marks, marks[1:], strict=False) if (piece := data[start:end])]
+    return [piece for start, end in pairwise(marks) if (piece := data[start:end])]
 
 
 def is_whole(kind: str, pieces: list[bytes], *, in_chunks: bool) -> bool:

@@ -81,7 +81,7 @@ def steady(answer: RawResponse) -> bytes:
 
 
 FIRST = {"application/x-ndjson": b'{"a":1}\n', "text/event-stream": b"data: 1\n\n"}
-END = {"application/x-ndjson": b'{"done":true}', "text/event-stream": b"data: [DONE]"}
+END = {"application/x-ndjson": b'{"done":true}', "text/event-stream": b"data: [DONE]\n\n"}
 
 
 @pytest.mark.parametrize("kind", ["application/x-ndjson", "text/event-stream", "text/event-stream; charset=utf-8"])

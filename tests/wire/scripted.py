@@ -1,0 +1,51 @@
+"""Answers of a backend byte by byte: which piece comes in which packet, and how the body ends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from conformance.fakes import faults
+from conformance.fakes.answers import JSON_UTF8, NDJSON, SSE, Header
+from conformance.fakes.wire import LAST_CHUNK, chunk, head_bytes
+
+CHUNKED = ("Transfer-Encoding", "chunked")
+# Between two packets, in seconds: the reader wakes up for each.
+PAUSE_S = 0.004
+
+__all__ = ["CHUNKED", "JSON_UTF8", "LAST_CHUNK", "NDJSON", "SSE", "Packets", "chunk", "chunked", "cut", "kind_of"]
+
+
+@dataclass(frozen=True)
+class Packets(faults.Fault):
+    """A head with these headers and the first packet, then packet by packet, then EOF."""
+
+    headers: Sequence[Header]
+    packets: Sequence[bytes] = field(repr=False)
+    pause_s: float = PAUSE_S
+
+    async def play(self, exchange: faults.Exchange) -> None:
+        pending = head_bytes(200, self.headers)
+        for packet in self.packets:
+            await exchange.send(pending + packet)
+            await exchange.wait(self.pause_s)
+            pending = b""
+        await exchange.send(pending)
+        exchange.close()
+
+
+def kind_of(path: str) -> str:
+    """The content type of a route's stream."""
+    return SSE if path.startswith("/v1/") else NDJSON
+
+
+def chunked(path: str, *payloads: bytes, last: bytes = LAST_CHUNK) -> Packets:
+    """A stream in these chunks, one packet each."""
+    return Packets((("Content-Type", kind_of(path)), CHUNKED), [*map(chunk, payloads), last])
+
+
+def cut(data: bytes, pieces: int, seed: int) -> list[bytes]:
+    """Bytes in about so many pieces, cut anywhere."""
+    places = sorted(random.Random(seed).sample(range(1, len(data)), min(pieces, len(data) - 1)))
+    return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
