@@ -28,6 +28,10 @@ bench: $(VENV)/.dev system-packages ## Measure, each figure as a ratio to a base
 conformance: $(VENV)/.dev system-packages ## Put Caravan and nginx through the conformance suite, and write docs/conformance.md
 	@exec $(BIN)/python -m tests.conformance_columns
 
+.PHONY: soak
+soak: $(VENV)/.dev ## Send ten thousand mixed requests over backends that misbehave (SOAK_SEED=n for other ones)
+	SOAK_REQUESTS=$${SOAK_REQUESTS:-10000} $(BIN)/python -m pytest -rP tests/process/test_soak.py
+
 lint: $(VENV)/.dev ## The checks that run nothing: style, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from dataclasses import replace  # noqa: E402
 from proxy_app.errors import ConfigError, RegistryTooNew  # noqa: E402
 from proxy_app.services.setup import open_registry, room_for_connections  # noqa: E402
 from proxy_app.services.tether import tether  # noqa: E402
-from proxy_app.settings import check_exposure, load  # noqa: E402
+from proxy_app.settings import check_exposure, is_loopback, load  # noqa: E402
 
 try:
     settings = load()
@@ -61,6 +61,9 @@ def on_starting(server):
             # `gunicorn -b` may name another address than HOST.
             if isinstance(address, tuple):
                 check_exposure(replace(settings, host=address[0]))
+                if not is_loopback(address[0]):
+                    # The workers read their settings after this.
+                    os.environ["HOST"] = address[0]
         open_registry(settings)
     except ConfigError as error:
         print(f"caravan: {error}", file=sys.stderr)

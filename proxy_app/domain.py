@@ -17,6 +17,9 @@ Digest = NewType("Digest", str)
 Buffer = bytes | mmap.mmap
 """Bytes in memory, or in a file that the kernel reads where it is looked at."""
 
+Pair = tuple[int, str]
+"""A backend's id and the canonical name of a model on it."""
+
 Source = Literal["unspecified", "local", "cloud"]
 
 DEFAULT_HOST = "registry.ollama.ai"

@@ -27,17 +27,14 @@
     ClientGone (BaseException) the client hung up: not an error of ours or of a backend
     Stopping (BaseException)   the worker has to end, and its grace time is over
 
-`retry` says whether another backend may get the same request: `always` (nothing was sent),
-`if_idempotent` (it may have been received; inference changes no state, so it may be repeated until the
-first byte went to the client) or `never`. `counts_against_backend` feeds the breaker.
+`may_repeat` says whether another backend may get the same inference request: it changes no state, so it may be
+repeated until the first byte went to the client, unless the work may be nearly done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
-
-Retry = Literal["always", "if_idempotent", "never"]
+from typing import ClassVar
 
 
 class CaravanError(Exception):
@@ -45,8 +42,6 @@ class CaravanError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
-    retry: ClassVar[Retry] = "never"
-    counts_against_backend: ClassVar[bool] = False
 
 
 class ConfigError(CaravanError):
@@ -204,15 +199,13 @@ class UpstreamError(CaravanError):
 
     status = 502
     code = "upstream_error"
-    retry: ClassVar[Retry] = "if_idempotent"
-    counts_against_backend = True
+    may_repeat: ClassVar[bool] = True
 
 
 class Unreachable(UpstreamError):
     """No connection: refused, no route, name not found, connect timeout. Nothing was sent."""
 
     code = "unreachable"
-    retry = "always"
 
 
 class ConnectionLost(UpstreamError):
@@ -226,7 +219,7 @@ class UpstreamTimeout(UpstreamError):
 
     status = 504
     code = "upstream_timeout"
-    retry = "never"
+    may_repeat = False
 
 
 class BadAnswer(UpstreamError):

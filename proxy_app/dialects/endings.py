@@ -75,12 +75,20 @@ def is_possible(content_type: str, first: bytes) -> bool:
     if content_type.startswith(SSE):
         return not start or start.startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
     if content_type.startswith("application/json"):
-        return start.startswith((b"{", b"[", b"null")) and first[-64:].rstrip().endswith((b"}", b"]", b"null"))
+        return start.startswith((b"{", b"[", b"null")) and _is_json(first)
     if not content_type:
         # Compressed: only its framing tells whether it is whole.
         return True
     # A login page, or a file server: nothing that Ollama says.
     return not content_type.startswith("text/html")
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def is_error(first: bytes) -> bool:

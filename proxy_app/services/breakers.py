@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cachetools import LRUCache
 
-from proxy_app.domain import Fleet
+from proxy_app.domain import Fleet, Pair
 from proxy_app.errors import CacheAway
 from proxy_app.routing import breaker, policy
 from proxy_app.routing.breaker import CLOSED, Breaker, BreakerRules
-from proxy_app.services.loads import Pair
 from proxy_app.store.board import BreakerBoard, Opened
 
 log = logging.getLogger(__name__)
@@ -37,8 +36,8 @@ class Breakers:
     A backend that the refresher brought back since its breaker opened starts with a closed one.
     """
 
-    def __init__(self, rules: BreakerRules, patience_s: float) -> None:
-        self._rules, self._patience_s = rules, patience_s
+    def __init__(self, rules: BreakerRules) -> None:
+        self._rules = rules
         self._breakers: LRUCache[Key, Breaker] = LRUCache(REMEMBERED)
         self._suspects: LRUCache[Pair, float] = LRUCache(REMEMBERED)
         self._states: dict[int, str] = {}
@@ -64,19 +63,26 @@ class Breakers:
         left = (tuple(i for i in tier if self._suspects.get((i, model), since) <= since) for tier in tiers)
         return [tier for tier in left if tier]
 
-    def tried(self, pair: Pair) -> None:
-        for key in (pair[0], pair):
-            current = self._of(key)
-            if not current.is_closed:
-                self._breakers[key] = breaker.tried(current, self.now(), self._patience_s)
+    def tried(self, pair: Pair, within_s: float) -> None:
+        """A request is on its way: no other one goes through a half-open breaker until it has reported.
+
+        Args:
+            within_s: when it will have reported in any case.
+        """
+        if self._breakers:
+            self._let_through(pair, within_s)
+
+    def reported(self, pair: Pair) -> None:
+        """That request is over, or its answer has begun: the next one may go."""
+        if self._breakers:
+            self._let_through(pair, 0.0)
 
     def answered(self, pair: Pair) -> None:
         """A good answer has begun: nothing is wrong with the backend; whether the model can is known at its end."""
         self._suspects.pop(pair, None)
         if self._breakers:
             self._close(pair[0])
-            if not self._of(pair).is_closed:
-                self._breakers[pair] = breaker.tried(self._of(pair), self.now(), 0.0)
+            self.reported(pair)
 
     def succeeded(self, pair: Pair) -> None:
         """A good answer has ended well."""
@@ -134,7 +140,8 @@ class Breakers:
         ids = {name: backend_id for backend_id, name in self._names.items()}
         keys = {key: opened for name, opened in told.items() if (key := _key(name, ids)) is not None}
         for key, opened in keys.items():
-            if self._of(key).is_closed and key not in self._changed:
+            current = self._of(key)
+            if key not in self._changed and now + opened.left_s > current.open_until + SHARE_S:
                 self._breakers[key] = Breaker(self._rules.failures, opened.openings, now, now + opened.left_s)
         for key in self._shared - keys.keys() - self._changed:
             self._breakers.pop(key, None)
@@ -147,6 +154,12 @@ class Breakers:
         if after.opened_at > before.opened_at:
             log.warning("%s is skipped for %.1f s", self._title(key), after.open_until - after.opened_at)
             self._changed.add(key)
+
+    def _let_through(self, pair: Pair, within_s: float) -> None:
+        for key in (pair[0], pair):
+            current = self._of(key)
+            if not current.is_closed:
+                self._breakers[key] = breaker.tried(current, self.now(), within_s)
 
     def _close(self, key: Key) -> None:
         if self._breakers.pop(key, CLOSED).openings:
@@ -196,3 +209,5 @@ class Sharing:
                 self._breakers.share(self._board)
             except CacheAway:
                 log.debug("breakers are not shared: Redis is away")
+            except Exception:  # the top of a thread
+                log.exception("breakers could not be shared")

@@ -8,15 +8,12 @@ from contextlib import contextmanager
 
 from cachetools import LRUCache
 
-from proxy_app.domain import Fleet
+from proxy_app.domain import Fleet, Pair
 from proxy_app.errors import ClientGone
 from proxy_app.routing.patience import Patience, learn
 from proxy_app.upstream.aside import Aside
 from proxy_app.upstream.client import Limits
 from proxy_app.upstream.stream import Upstream
-
-Pair = tuple[int, str]
-"""A backend's id and a model's canonical name."""
 
 # Far more than a fleet has; each costs some hundred bytes.
 REMEMBERED = 10_000
@@ -35,9 +32,14 @@ class Loads:
         self._waiting: Counter[Pair] = Counter()
         self._orphans: dict[Pair, list[Aside[Upstream]]] = {}
 
-    def limits(self, fleet: Fleet, pair: Pair) -> Limits:
-        """How long an attempt may wait."""
-        load_s = 0.0 if is_warm(fleet, pair) else self._patience.allowance_s(self._learned.get(pair, 0.0))
+    def limits(self, fleet: Fleet, pair: Pair, *, may_load: bool) -> Limits:
+        """How long an attempt may wait.
+
+        Args:
+            may_load: it is a model that the backend itself runs.
+        """
+        is_cold = may_load and not is_warm(fleet, pair)
+        load_s = self._patience.allowance_s(self._learned.get(pair, 0.0)) if is_cold else 0.0
         return Limits(self._connect_s, self._patience.warm_s + load_s, self._idle_s, load_s)
 
     def learn(self, fleet: Fleet, pair: Pair, took_s: float) -> None:

@@ -110,8 +110,7 @@ class Progress(Iterator[bytes]):
             answer = self._crew.answer(JSON_PLAIN)
         else:
             answer = Answer(200, "OK", [("Content-Type", JSON_PLAIN), ("Content-Length", str(len(SUCCESS)))], SUCCESS)
-        self._trace.status = answer.status
-        self.close()
+        self._trace.status, answer.close = answer.status, self.close
         return answer
 
     def _settled(self) -> None:

@@ -49,7 +49,8 @@ class Relay:
     def _search(self, route: InferenceRoute, call: Call, client: Client, trace: Trace) -> Search:
         if route.no_cloud is not None:
             fleet = self.reloader.fleet
-            asking = Asking(route, call, "", _cloud_candidates(fleet, route.no_cloud), client, is_listed=False)
+            # No model has its name: what fails here says nothing of the backend's models.
+            asking = Asking(route, call, route.path, _cloud_candidates(fleet, route.no_cloud), client, is_listed=False)
             return Search(self.parts, asking, fleet, trace)
         if not trace.model:
             raise route.missing

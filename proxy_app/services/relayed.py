@@ -134,7 +134,8 @@ class RelayBody(Iterator[bytes]):
         if self.closed:
             return
         self.closed = True
-        give_back(self.lease, self.upstream)
+        self.lease.release()
+        self.upstream.close()
         self.trace.write()
 
     @property
@@ -186,9 +187,3 @@ def with_length(headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, 
 def _hang_up(why: str) -> BrokenPipeError:
     """What makes the server close a connection without a word, and without an end of the body."""
     return BrokenPipeError(errno.EPIPE, why)
-
-
-def give_back(lease: Lease, *upstreams: Upstream) -> None:
-    for upstream in upstreams:
-        upstream.close()
-    lease.release()

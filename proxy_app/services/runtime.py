@@ -18,6 +18,7 @@ from proxy_app.services.relay import Relay
 from proxy_app.services.retries import RetryBudget
 from proxy_app.services.search import Parts
 from proxy_app.services.setup import open_registry
+from proxy_app.services.sightings import Sightings
 from proxy_app.services.store_ops import StoreOps
 from proxy_app.services.visibility import Visibility
 from proxy_app.settings import Settings
@@ -101,7 +102,7 @@ def search_parts(settings: Settings, upstream: UpstreamClient, leases: LeaseKeep
     patience = Patience(settings.first_byte_timeout_s, settings.load_timeout_s)
     return Parts(
         upstream=upstream,
-        breakers=Breakers(BreakerRules(settings.failures_to_open, settings.breaker_open_s), connect_s + 1),
+        breakers=Breakers(BreakerRules(settings.failures_to_open, settings.breaker_open_s)),
         leases=leases,
         loads=Loads(connect_s, settings.idle_timeout_s, patience, settings.finish_loads),
         budget=RetryBudget(settings.retry_share),
@@ -111,8 +112,9 @@ def search_parts(settings: Settings, upstream: UpstreamClient, leases: LeaseKeep
 
 def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamClient) -> StoreOps:
     limits = Limits(settings.connect_timeout_s, settings.store_timeout_s, settings.store_timeout_s)
-    visibility = Visibility(settings.data_dir, reloader, settings.reload_interval_s)
-    return StoreOps(reloader, upstream, visibility, limits, settings.pull_to)
+    sightings = Sightings(settings.data_dir)
+    reloader.on_change(sightings.note)
+    return StoreOps(reloader, upstream, Visibility(settings.data_dir, sightings), limits, settings.pull_to)
 
 
 def account(settings: Settings, reloader: FleetReloader, upstream: UpstreamClient) -> Account:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from proxy_app.dialects.endings import is_ended, is_error, is_possible, is_stream, record_end
 from proxy_app.dialects.errors import message_of
 from proxy_app.dialects.inference import InferenceRoute
-from proxy_app.domain import Fleet
-from proxy_app.errors import AllFailed, BadAnswer, RequestError, Truncated, Unreachable, UpstreamError
+from proxy_app.domain import Fleet, Pair
+from proxy_app.errors import AllFailed, BadAnswer, ConnectionLost, RequestError, Truncated, Unreachable, UpstreamError
 from proxy_app.routing import policy
 from proxy_app.routing.retry import Verdict, weigh
 from proxy_app.services.breakers import Breakers
-from proxy_app.services.loads import Loads, Pair
-from proxy_app.services.relayed import Answer, Client, RelayBody, Trace, give_back, with_length
+from proxy_app.services.loads import Loads
+from proxy_app.services.relayed import Answer, Client, RelayBody, Trace, with_length
 from proxy_app.services.retries import RetryBudget
 from proxy_app.store.leases import Lease, LeaseKeeper
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
@@ -71,8 +69,28 @@ class Asking:
 
 
 @dataclass(slots=True)
+class _Attempt:
+    """One attempt. `is_handed_over`: its answer streams, and whoever streams it gives back what it holds."""
+
+    lease: Lease
+    model: str
+    limits: Limits
+    upstream: Upstream | None = None
+    is_handed_over: bool = False
+
+    @property
+    def pair(self) -> Pair:
+        return self.lease.backend_id, self.model
+
+    def give_back(self) -> None:
+        self.lease.release()
+        if self.upstream is not None:
+            self.upstream.close()
+
+
+@dataclass(slots=True)
 class _Kept:
-    """A backend's own error answer, shown if nobody does better."""
+    """A backend's own error answer, shown if nobody does better. `is_whole`: all of its body is there."""
 
     pair: Pair
     verdict: Verdict
@@ -80,6 +98,7 @@ class _Kept:
     reason: str
     headers: list[tuple[str, str]]
     body: bytes
+    is_whole: bool
 
     @property
     def said(self) -> tuple[int, str]:
@@ -103,15 +122,18 @@ class Search:
         Raises:
             RequestError: nobody gave one that can be shown.
         """
-        for number in range(self.parts.max_attempts):
-            tier, counts = self._next(is_retry=number > 0)
-            if not tier:
-                break
-            with self.parts.budget.retry(counts):
-                answer = self._attempt(tier)
-            if answer is not None:
-                return answer
-        return self._give_up()
+        try:
+            for number in range(self.parts.max_attempts):
+                tier, counts = self._next(is_retry=number > 0)
+                if not tier:
+                    break
+                with self.parts.budget.retry(counts):
+                    answer = self._attempt(tier)
+                if answer is not None:
+                    return answer
+            return self._give_up()
+        finally:
+            self._count_failures()
 
     def _next(self, *, is_retry: bool) -> tuple[policy.Tier, bool]:
         """Who is asked next, and whether that costs of the retry budget; nobody where there is nobody, or no budget."""
@@ -130,116 +152,113 @@ class Search:
 
     def _attempt(self, tier: policy.Tier) -> Answer | None:
         """Try the least busy backend of a tier; None means: ask the next one."""
-        lease = self.parts.leases.take(tier)
+        attempt = self._begin(self.parts.leases.take(tier))
+        try:
+            backend = self.fleet.by_id[attempt.lease.backend_id].backend
+            send = partial(self.parts.upstream.send, backend, self.asking.call, attempt.limits)
+            attempt.upstream = self.parts.loads.send(attempt.pair, attempt.limits, send)
+            return self._judge(attempt, attempt.upstream)
+        except UpstreamError as exc:
+            self._note(exc, attempt)
+            return None
+        finally:
+            self.parts.breakers.reported(attempt.pair)
+            if not attempt.is_handed_over:
+                attempt.give_back()
+
+    def _begin(self, lease: Lease) -> _Attempt:
         pair = lease.backend_id, self.asking.model
+        limits = self.parts.loads.limits(self.fleet, pair, may_load=self.asking.is_listed)
         self.tried.add(lease.backend_id)
         self.trace.attempts.append(self.fleet.by_id[lease.backend_id].backend.name)
-        self.parts.breakers.tried(pair)
-        limits = self.parts.loads.limits(self.fleet, pair)
-        held: list[Upstream] = []
-        answer: Answer | None = None
-        try:
-            with self._counted(pair, limits):
-                held.append(self._send(pair, limits))
-                answer = self._judge(lease, held[0])
-        except BaseException:
-            give_back(lease, *held)
-            raise
-        if answer is None:
-            give_back(lease, *held)
-        return answer
+        self.parts.breakers.tried(pair, limits.first_byte_s)
+        return _Attempt(lease, self.asking.model, limits)
 
-    def _send(self, pair: Pair, limits: Limits) -> Upstream:
-        backend = self.fleet.by_id[pair[0]].backend
-        return self.parts.loads.send(pair, limits, lambda: self.parts.upstream.send(backend, self.asking.call, limits))
+    def _note(self, exc: UpstreamError, attempt: _Attempt) -> None:
+        """Note what an attempt's failure says of its backend.
 
-    @contextmanager
-    def _counted(self, pair: Pair, limits: Limits) -> Iterator[None]:
-        """What an attempt's failure says of its backend; it is over, and its answer is None."""
-        try:
-            yield
-        except UpstreamError as exc:
-            log.info("%s: %s", self.trace.request_id, exc)
-            if isinstance(exc, (Truncated, BadAnswer)):
-                self.parts.breakers.failed(pair)
-            elif exc.counts_against_backend:
-                self.parts.breakers.lost(pair, refused=isinstance(exc, Unreachable))
-            if exc.retry == "never":
-                raise _TimedOut(limits) from exc
+        Raises:
+            RequestError: it must not be repeated.
+        """
+        log.info("%s: %s", self.trace.request_id, exc)
+        if isinstance(exc, (Unreachable, ConnectionLost)):
+            self.parts.breakers.lost(attempt.pair, refused=isinstance(exc, Unreachable))
+        else:
+            self.parts.breakers.failed(attempt.pair)
+        if not exc.may_repeat:
+            raise _TimedOut(attempt.limits) from exc
 
-    def _judge(self, lease: Lease, upstream: Upstream) -> Answer | None:
+    def _judge(self, attempt: _Attempt, upstream: Upstream) -> Answer | None:
         """Read as much of an answer as it takes to know whether it may be released."""
         if upstream.status >= 300:
-            return self._judge_error(lease, upstream)
+            return self._judge_error(attempt, upstream)
         kind = upstream.readable_type
         first = _first_record(upstream) if is_stream(upstream.content_type) else upstream.read_up_to(WHOLE_BYTES)
         if is_error(first):
-            return self._judge_failure(lease, self._keep(lease, upstream, Verdict.FAILED, first), upstream)
+            return self._judge_failure(_keep(attempt, upstream, Verdict.FAILED, first))
         if (is_stream(kind) or upstream.is_complete) and not is_possible(kind, first):
             raise BadAnswer(f"{self.trace.attempts[-1]}: what it calls {kind} is none")
         if upstream.is_complete and not _is_whole(kind, first):
             raise Truncated(f"{self.trace.attempts[-1]}: the stream ended without its end mark")
         self.trace.first_byte_s = time.monotonic() - self.trace.started
-        return self._release(lease, upstream, first)
+        if is_stream(upstream.content_type):
+            # Of an answer that does not stream, the wait says more of its length.
+            self.parts.loads.learn(self.fleet, attempt.pair, upstream.waited_s)
+        return self._release(attempt, upstream, first)
 
-    def _judge_error(self, lease: Lease, upstream: Upstream) -> Answer | None:
+    def _judge_error(self, attempt: _Attempt, upstream: Upstream) -> Answer | None:
         body = upstream.read_up_to(ERROR_BYTES)
         verdict = weigh(upstream.status, body, is_listed=self.asking.is_listed)
         if verdict is Verdict.PASS:
-            return self._release(lease, upstream, body)
-        kept = self._keep(lease, upstream, verdict, body)
+            return self._release(attempt, upstream, body)
+        kept = _keep(attempt, upstream, verdict, body)
         if verdict is Verdict.FAILED:
-            return self._judge_failure(lease, kept, upstream)
+            return self._judge_failure(kept)
         if verdict is Verdict.MISCONFIGURED:
+            # Of one model only: Ollama says the same where it is not signed in for a cloud model.
             log.error("%s refuses Caravan with %s: check its token and URL", self.trace.attempts[-1], upstream.status)
-            self.parts.breakers.lost(kept.pair)
+            self.parts.breakers.failed(kept.pair)
             return None
         if verdict is Verdict.BUSY:
             self.parts.breakers.busy(kept.pair)
         elif not self._untried() and not self.kept:
             # The only holder is asked once more: Ollama at times does not find what it lists (its issue 18447).
-            self.tried.discard(lease.backend_id)
+            self.tried.discard(attempt.lease.backend_id)
         self.kept.append(kept)
         return None
 
-    def _judge_failure(self, lease: Lease, kept: _Kept, upstream: Upstream) -> Answer | None:
+    def _judge_failure(self, kept: _Kept) -> Answer | None:
         """Two backends that say the same are believed: it is the client's request that is at fault."""
         twin = next((k for k in self.kept if k.verdict is Verdict.FAILED and k.said == kept.said), None)
         if twin is None:
             self.kept.append(kept)
             return None
         self.kept.remove(twin)
-        give_back(lease, upstream)
         return self._pass_on(kept, "passed_on")
-
-    def _keep(self, lease: Lease, upstream: Upstream, verdict: Verdict, body: bytes) -> _Kept:
-        pair = lease.backend_id, self.asking.model
-        return _Kept(pair, verdict, upstream.status, upstream.reason, upstream.headers, body)
 
     def _pass_on(self, kept: _Kept, outcome: str) -> Answer:
         """A backend's own error answer, which is complete in memory."""
-        self._count_failures()
+        if not kept.is_whole:
+            raise AllFailed("the backend's error is too long to be passed on")
         self.trace.status, self.trace.outcome = kept.status, outcome
         self.trace.write()
         return Answer(kept.status, kept.reason, with_length(kept.headers, kept.body), kept.body)
 
-    def _release(self, lease: Lease, upstream: Upstream, first: bytes) -> Answer:
+    def _release(self, attempt: _Attempt, upstream: Upstream, first: bytes) -> Answer:
         """An answer that is the client's: it goes out, and says that its backend is well."""
-        pair = lease.backend_id, self.asking.model
         breakers = self.parts.breakers
-        breakers.answered(pair)
-        self.parts.loads.learn(self.fleet, pair, upstream.waited_s)
-        self._count_failures()
+        breakers.answered(attempt.pair)
         self.trace.status = upstream.status
         if upstream.is_complete:
-            give_back(lease, upstream)
-            breakers.succeeded(pair)
+            breakers.succeeded(attempt.pair)
             self.trace.outcome = "complete"
             self.trace.write()
             return Answer(upstream.status, upstream.reason, with_length(upstream.headers, first), first)
+        told = partial(breakers.succeeded, attempt.pair), partial(breakers.failed, attempt.pair)
+        dialect, client = self.asking.route.dialect, self.asking.client
+        body = RelayBody(dialect, self.trace, attempt.lease, upstream, first, client, *told)
+        attempt.is_handed_over = True
         headers = to_client(upstream.headers)
-        told = partial(breakers.succeeded, pair), partial(breakers.failed, pair)
-        body = RelayBody(self.asking.route.dialect, self.trace, lease, upstream, first, self.asking.client, *told)
         if body.is_sized:
             headers.append(("Content-Length", str(upstream.length)))
         return Answer(upstream.status, upstream.reason, headers, body, body.close)
@@ -256,6 +275,11 @@ class Search:
         for kept in self.kept:
             if kept.verdict is Verdict.FAILED:
                 self.parts.breakers.failed(kept.pair)
+
+
+def _keep(attempt: _Attempt, upstream: Upstream, verdict: Verdict, body: bytes) -> _Kept:
+    about = upstream.status, upstream.reason, upstream.headers
+    return _Kept(attempt.pair, verdict, *about, body, upstream.is_complete)
 
 
 class _TimedOut(RequestError):

@@ -21,6 +21,8 @@ from proxy_app.services.relayed import STOPPING, Answer, Client, Trace
 from proxy_app.services.visibility import Visibility
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
 
+BLOBS = "/api/blobs"
+
 
 @dataclass(frozen=True, slots=True)
 class StoreOps:
@@ -92,7 +94,8 @@ class StoreOps:
         Returns:
             The answer, and whether the body was read to its end.
         """
-        with _traced(call) as trace:
+        with _traced(call, BLOBS) as trace:
+            trace.model = digest
             store.check_digest(digest)
             crew = self._crew(self._order("upload", call, self._targets()))
             trace.attempts += [part.name for part in crew.parts]
@@ -101,7 +104,8 @@ class StoreOps:
 
     def find_blob(self, digest: str, call: Call, client: Client) -> Answer:
         """Do all the backends that get what is new have this blob?"""
-        with _traced(call) as trace:
+        with _traced(call, BLOBS) as trace:
+            trace.model = digest
             store.check_digest(digest)
             crew = self._crew(self._order("look for", call, self._targets()))
             trace.attempts += [part.name for part in crew.parts]
@@ -163,12 +167,12 @@ class StoreOps:
             if not holders:
                 raise all_down(ask.base)
             wanted = tuple(backend for backend in chosen.backends if backend in holders)
-            chosen = replace(chosen, backends=wanted) if wanted else Targets(tuple(holders[:1]))
+            chosen = Targets(wanted or tuple(holders[:1]))
         if not ask.digests:
             return chosen
         having = self._having(ask.digests, chosen.backends, call, client)
         if having:
-            return replace(chosen, backends=having)
+            return Targets(having)
         others = [m.backend for m in fleet.members if m.takes_work and m.backend not in chosen.backends]
         having = self._having(ask.digests, others, call, client)
         if not having:
@@ -252,9 +256,9 @@ def _noted(answer: Answer, crew: Crew, trace: Trace) -> Answer:
 
 
 @contextmanager
-def _traced(call: Call) -> Iterator[Trace]:
+def _traced(call: Call, route: str = "") -> Iterator[Trace]:
     """The log line of an operation that ends in an error of our own, or with its client."""
-    trace = Trace(call.request_id, call.target)
+    trace = Trace(call.request_id, route or call.target)
     try:
         yield trace
     except ClientGone:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from proxy_app.domain import Backend
 from proxy_app.errors import RegistryAway
-from proxy_app.services.fleet import FleetReloader
+from proxy_app.services.sightings import Sightings
 from proxy_app.store.registry import Registry
 from proxy_app.store.threads import NativeThread
 
@@ -18,21 +18,18 @@ log = logging.getLogger(__name__)
 # The longest that the end of a change is held.
 HOLD_S = 2.0
 LOOK_S = 0.02
-# What a worker needs to build a Fleet once it has seen that the registry moved.
-BUILD_S = 0.05
+# How long a wish waits for the refresher's own writing: a thread waits, not the hub.
+BUSY_S = 0.5
 
 
 class Visibility:
     """Asks the refresher to look at what was changed, and waits until the workers know.
 
     Owned by: the worker's runtime. It has a connection to the registry of its own, on a native thread.
-
-    Args:
-        reload_s: how often each worker looks at the registry.
     """
 
-    def __init__(self, data_dir: Path, reloader: FleetReloader, reload_s: float) -> None:
-        self._data_dir, self._reloader, self._reload_s = data_dir, reloader, reload_s
+    def __init__(self, data_dir: Path, sightings: Sightings) -> None:
+        self._data_dir, self._sightings = data_dir, sightings
         self._native = NativeThread()
         self._registry: Registry | None = None
 
@@ -46,11 +43,10 @@ class Visibility:
         except RegistryAway as exc:
             log.warning("a change may be seen late: %s", exc)
             return
-        if self._wait(lambda: self._reloader.fleet.generation >= generation, deadline):
-            # The other workers look as often as this one.
-            time.sleep(min(self._reload_s + BUILD_S, max(0.0, deadline - time.monotonic())))
+        self._wait(lambda: self._sightings.reach(generation), deadline)
 
     def close(self) -> None:
+        self._sightings.close()
         if self._registry is not None:
             self._native.run(self._registry.close)
         self._native.close()
@@ -72,5 +68,5 @@ class Visibility:
         if registry is not None and registry.is_replaced:
             registry.close()
             registry = None
-        self._registry = registry or Registry(self._data_dir)
+        self._registry = registry or Registry(self._data_dir, BUSY_S)
         return self._registry

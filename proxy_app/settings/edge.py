@@ -42,7 +42,7 @@ class Listening:
         "CARAVAN_BODY_MEMORY",
         128 * MIB,
         whole(MIB),
-        "Memory that the request bodies of one worker may hold together; beyond it a request is a 503 with Retry-After. Bodies above 1 MiB wait in a file in DATA_DIR and hold 64 KiB.",
+        "Memory that the request bodies of one worker may hold together; beyond it a request is a 503 with Retry-After. Bodies above 1 MiB wait in a file in DATA_DIR and hold none.",
         unit="bytes",
     )
     trusted_hops: int = setting(
@@ -89,7 +89,7 @@ class Relaying:
         "CARAVAN_FIRST_BYTE_TIMEOUT",
         300.0,
         seconds(1),
-        "Longest wait for an answer's first byte where the model is loaded: the requests before it and a long prompt take time (Ollama itself waits without limit).",
+        "Longest wait for an answer's first byte where the model is loaded: the requests before it and a long prompt take time (Ollama itself waits without limit). Of an answer that does not stream it is the limit for all of it: Ollama sends nothing before the end.",
         unit="s",
     )
     load_timeout_s: float = setting(
@@ -109,7 +109,7 @@ class Relaying:
         "CARAVAN_HEARTBEAT",
         0.0,
         seconds(),
-        "Send what clients ignore (a blank before JSON, a comment in an event stream) each time nothing came for this long, for routers that cut silent connections (Heroku: 30 s; use 20). An error after the first one comes inside a 200. 0 sends none.",
+        "Send what clients ignore (a blank before JSON, a comment in an event stream) each time nothing came for this long before an answer begins, for routers that cut silent connections (Heroku: 30 s; use 20). An error after the first one comes inside a 200. 0 sends none.",
         unit="s",
     )
     idle_timeout_s: float = setting(
@@ -130,7 +130,7 @@ class Relaying:
         "CARAVAN_RETRY_SHARE",
         20,
         whole(0, 100),
-        "Further attempts under way, as a share of all requests under way, that may go to backends whose last answer was no good either; at least 3 (Envoy's retry budget).",
+        "Further attempts under way, as a share of all requests that wait for an answer, that may go to backends whose last answer was no good either; at least 3 (Envoy's retry budget).",
         unit="%",
     )
     failures_to_open: int = setting(

@@ -17,11 +17,10 @@ class Aside(Generic[T]):
     """One function, called in a greenlet of its own. Owned by: whoever made it; `cancel` ends it at once."""
 
     def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
         self.value: T | None = None
         self._error: BaseException | None = None
         self._begun = False
-        self._greenlet: Greenlet = gevent.spawn(self._run)
+        self._greenlet: Greenlet = gevent.spawn(self._run, work)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for its end; False where time is up first."""
@@ -45,9 +44,9 @@ class Aside(Generic[T]):
             self._greenlet.kill(ClientGone() if self._begun else GreenletExit())
             self._error = self._error or ClientGone()
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[], T]) -> None:
         self._begun = True
         try:
-            self.value = self._work()
+            self.value = work()
         except BaseException as exc:  # `result` raises it
             self._error = exc

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -27,12 +28,12 @@ class BodyMemory:
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
-        self._limit, self.folder = limit, folder
+        self.limit, self.folder = limit, folder
         self.held = 0
 
     def take(self, size: int) -> None:
         """Raises: Unavailable: the bodies of other requests hold all of it."""
-        if self.held + size > self._limit:
+        if self.held + size > self.limit:
             raise Unavailable("Caravan holds as many request bodies as it has memory for", retry_after_s=1)
         self.held += size
 
@@ -50,14 +51,21 @@ class Body:
         self._file: IO[bytes] | None = None
         self.length = 0
 
-    def read_from(self, pieces: Iterable[bytes]) -> None:
+    def read_from(self, pieces: Iterable[bytes], announced: int | None = None) -> None:
         """Take a body's pieces as they come.
+
+        Args:
+            announced: its length, where it is known before.
 
         Raises:
             Unavailable: there is no memory, or no room on the disk, for it.
         """
+        if (announced or 0) > SPOOL_BYTES:
+            self._spool()
         for piece in pieces:
             self.length += len(piece)
+            if self._file is None and self.length > SPOOL_BYTES:
+                self._spool()
             if self._file is None:
                 self._hold(piece)
             else:
@@ -68,14 +76,17 @@ class Body:
         if self._file is None:
             self._pieces = [b"".join(self._pieces)]
             return self._pieces[0]
-        self._file.flush()
-        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        with _room():
+            self._file.flush()
+            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def close(self) -> None:
         self._memory.give(self._held)
         self._held, self._pieces = 0, []
         if self._file is not None:
-            self._file.close()
+            # What could not be written is not wanted any more.
+            with suppress(OSError):
+                self._file.close()
 
     def __enter__(self) -> Body:
         return self
@@ -89,11 +100,10 @@ class Body:
         self._memory.take(len(piece))
         self._held += len(piece)
         self._pieces.append(piece)
-        if self._held > SPOOL_BYTES:
-            self._spool()
 
     def _spool(self) -> None:
-        self._file = tempfile.TemporaryFile(dir=self._memory.folder)  # noqa: SIM115
+        with _room():
+            self._file = tempfile.TemporaryFile(dir=self._memory.folder)  # noqa: SIM115
         for piece in self._pieces:
             self._write(piece)
         self._memory.give(self._held)
@@ -101,7 +111,13 @@ class Body:
 
     def _write(self, piece: bytes) -> None:
         assert self._file is not None, "only a spooled body is written"
-        try:
+        with _room():
             self._file.write(piece)
-        except OSError as exc:
-            raise Unavailable("Caravan has no room on its disk for the request body", retry_after_s=10) from exc
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise Unavailable("Caravan has no room on its disk for the request body", retry_after_s=10) from exc

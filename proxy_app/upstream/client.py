@@ -42,6 +42,7 @@ POOL_SIZE = 2000
 # Joining costs a copy of the body; above this that costs more than it saves.
 JOINED_BYTES = 64 << 10
 MOST_INTERIM = 16
+STALE_S = 1.0
 _HEAD_LINE = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:|[ \t])[^\r\n]*\r?\n|\r?\n")
 
 
@@ -90,12 +91,16 @@ class _Present(threading.local):
 
     Args:
         connected: did it open its connection? Set by the connection itself, read when the call fails.
+        sent: has any of the request gone out?
+        started_s: when it was begun, monotonic.
         send_s: longest time for sending the request.
         target: path and query, as they go out.
         unsent: was an answer there before all of the request was sent?
     """
 
     connected = False
+    sent = False
+    started_s = 0.0
     send_s = 60.0
     target = ""
     unsent = False
@@ -177,6 +182,7 @@ class _Connection(HTTPConnection):
             self.connect()
         # urllib3 leaves the time limit of the connect in place, which a long body on a slow line would break.
         self.sock.settimeout(_present.send_s)
+        _present.sent = True
         if self._in_pieces and _has_answered(self.sock):
             # What makes urllib3 stop sending and read the answer.
             raise BrokenPipeError(errno.EPIPE, "it has answered already")
@@ -212,8 +218,10 @@ class UpstreamClient:
         """
         try:
             return self._send(backend, call, limits)
-        except ConnectionLost:
-            if _present.connected or not call.is_whole:
+        except ConnectionLost as exc:
+            # A connection that had gone stale dies at once; what dies later had reached the backend.
+            late = time.monotonic() - _present.started_s > STALE_S or isinstance(exc.__cause__, TimeoutError)
+            if _present.connected or late or not call.is_whole:
                 raise
             # Its other idle connections are of the same age: the fresh try gets a fresh one.
             _drop_idle(self._pool(backend)[0])
@@ -225,8 +233,8 @@ class UpstreamClient:
 
     def _send(self, backend: Backend, call: Call, limits: Limits) -> Upstream:
         pool, prefix = self._pool(backend)
-        _present.connected, _present.send_s, _present.target = False, limits.first_byte_s, prefix + call.target
-        started = time.monotonic()
+        _present.connected, _present.sent, _present.started_s = False, False, time.monotonic()
+        _present.send_s, _present.target = limits.first_byte_s, prefix + call.target
         try:
             response = pool.urlopen(
                 call.method,
@@ -242,7 +250,7 @@ class UpstreamClient:
             )
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as exc:
             raise _mapped(exc, backend, limits) from exc
-        upstream = Upstream(response, limits.idle_s, time.monotonic() - started)
+        upstream = Upstream(response, limits.idle_s, time.monotonic() - _present.started_s)
         upstream.is_reusable = not _present.unsent
         return upstream
 
@@ -305,11 +313,11 @@ def _drop_idle(pool: _Pool | _TLSPool) -> None:
 
 def _mapped(exc: Exception, backend: Backend, limits: Limits) -> UpstreamError:
     """Our own error for what the drivers raise."""
-    if isinstance(exc, (NewConnectionError, ConnectTimeoutError, SSLError)):
+    if isinstance(exc, (NewConnectionError, ConnectTimeoutError)) or (isinstance(exc, SSLError) and not _present.sent):
         return Unreachable(f"{backend.name}: no connection: {exc}")
     if isinstance(exc, ReadTimeoutError):
         return UpstreamTimeout(f"{backend.name}: no answer within {limits.first_byte_s:g} s")
     cause = exc.args[1] if isinstance(exc, ProtocolError) and len(exc.args) > 1 else exc
-    if isinstance(cause, OSError):
+    if isinstance(cause, (OSError, SSLError)):
         return ConnectionLost(f"{backend.name}: the connection was lost before an answer: {cause}")
     return BadAnswer(f"{backend.name}: no HTTP answer: {cause}")

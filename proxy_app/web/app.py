@@ -89,7 +89,7 @@ def _register_signature(app: Flask) -> None:
         origin = request.environ.get("HTTP_ORIGIN")
         if origin is not None and response.status_code != 403:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Vary"] = "Origin"
+            response.headers.add("Vary", "Origin")
         if log.isEnabledFor(logging.DEBUG):
             fields = {"request_id": g.request_id, "method": request.method, "path": request.path[:LOGGED_NAME]}
             log.debug("answered", extra={"fields": fields | {"status": response.status_code}})

@@ -31,7 +31,8 @@ def read_body(memory: BodyMemory) -> Body:
     """
     body = Body(memory)
     try:
-        body.read_from(pieces(request.environ, g.body_limit))
+        announced = announced_length(request.environ)
+        body.read_from(pieces(request.environ, g.body_limit), announced)
     except BaseException:
         body.close()
         raise
@@ -79,7 +80,8 @@ def decoded(body: Buffer, encoding: str, memory: BodyMemory) -> Buffer:
     """
     if encoding.strip().lower() != "zstd":
         return body
-    memory.take(ZSTD_BYTES)
+    held = min(ZSTD_BYTES, memory.limit)
+    memory.take(held)
     try:
         reader = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).stream_reader(
             memoryview(body), read_across_frames=True
@@ -88,7 +90,7 @@ def decoded(body: Buffer, encoding: str, memory: BodyMemory) -> Buffer:
     except zstandard.ZstdError:
         raise BadRequest("the request body cannot be unpacked as zstd") from None
     finally:
-        memory.give(ZSTD_BYTES)
+        memory.give(held)
     if len(text) > ZSTD_BYTES:
         raise _too_large(ZSTD_BYTES)
     return bytes(text)

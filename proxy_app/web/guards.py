@@ -40,7 +40,7 @@ _PLAIN_PATH = re.compile(r"(?:/|(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._:@-]+)+/?)")
 _WITH_NAMES = ("/v1/models/", "/api/blobs/", "/api/user/keys/")
 # What Go takes for a Host (httpguts.ValidHostHeader), and so Ollama.
 _HOST = re.compile(r"[A-Za-z0-9!$%&()*+,.:;=\[\]'_~-]*")
-_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_REAL_IP", "HTTP_VIA")
+_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +181,9 @@ def _check_local(settings: Settings, environ: Mapping[str, Any]) -> None:
     Raises:
         Forbidden: no.
     """
-    direct = not any(name in environ for name in _FORWARDED)
-    if settings.is_public or not direct or not hosts.is_this_machine(environ.get("HTTP_HOST", "")):
+    via_proxy = settings.trusted_hops or any(name.startswith(_FORWARDED) for name in environ)
+    here = all(hosts.is_this_machine(environ.get(name, "?")) for name in ("REMOTE_ADDR", "HTTP_HOST"))
+    if settings.is_public or via_proxy or not here:
         raise Forbidden("this changes what the backends hold: Caravan serves it on a loopback address, directly, only")
 
 

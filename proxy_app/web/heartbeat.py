@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from proxy_app.dialects.endings import NDJSON, SSE, heartbeat
 from proxy_app.dialects.errors import JSON, Dialect, error_record, message_of
 from proxy_app.dialects.inference import InferenceRoute
-from proxy_app.errors import ClientGone, RequestError
-from proxy_app.services.relayed import Answer
+from proxy_app.errors import ClientGone, RequestError, Stopping, Unavailable
+from proxy_app.services.relayed import STOPPING, Answer
 from proxy_app.upstream.aside import Aside
 
 
@@ -43,10 +43,20 @@ def beating(search: Aside[Answer], beat: Beat, every_s: float) -> Answer:
     Raises:
         RequestError, ClientGone: those of the search, while nothing has gone out.
     """
-    if search.wait(every_s):
-        return search.result()
+    try:
+        if search.wait(every_s):
+            return search.result()
+    except BaseException:
+        _end(search)
+        raise
     body = _Body(search, beat, every_s)
     return Answer(200, "OK", [("Content-Type", beat.content_type)], body, body.close)
+
+
+def _end(search: Aside[Answer]) -> None:
+    search.cancel()
+    if search.value is not None:
+        search.value.close()
 
 
 @dataclass(slots=True)
@@ -62,15 +72,18 @@ class _Body(Iterator[bytes]):
             self.beaten = True
             return self.beat.piece
         if self.rest is None:
-            if not self.search.wait(self.every_s):
-                return self.beat.piece
+            try:
+                if not self.search.wait(self.every_s):
+                    return self.beat.piece
+            except Stopping:
+                self.search.cancel()
+                self.rest = iter([self._error(Unavailable.status, STOPPING)])
+                return next(self.rest)
             self.rest = iter(self._found())
         return next(self.rest)
 
     def close(self) -> None:
-        self.search.cancel()
-        if self.search.value is not None:
-            self.search.value.close()
+        _end(self.search)
 
     def _found(self) -> Iterator[bytes]:
         """The rest of the answer; an error in the form that the stream has room for."""
@@ -80,6 +93,12 @@ class _Body(Iterator[bytes]):
             return iter([self._error(error.status, error.message)])
         except ClientGone:
             raise BrokenPipeError(errno.EPIPE, "the client hung up") from None
+        if any(name.lower() == "content-encoding" for name, _ in answer.headers):
+            # The head has gone out, and says nothing of that.
+            answer.close()
+            return iter(
+                [self._error(502, "the backend's answer is compressed, and a heartbeat has gone out before it")]
+            )
         if not isinstance(answer.body, bytes):
             return answer.body
         return iter([answer.body if answer.status < 300 else self._error(answer.status, message_of(answer.body))])

@@ -81,9 +81,9 @@ def _is_own_address(host: str) -> bool:
 
 
 def is_this_machine(header: str) -> bool:
-    """Does a Host header name a loopback address?"""
+    """Does a Host header (or an address) name a loopback address? Of a unix socket's peer nobody knows."""
     host = _without_port(header).lower()
-    if host in ("", "localhost"):
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -29,8 +29,9 @@ def relayed(route: InferenceRoute) -> Callable[[], Raw]:
         services = runtime()
         body = read_body(services.bodies)
         try:
-            ask = _read(route, body.buffer())
-            search = _searching(route, body, ask)
+            buffer = body.buffer()
+            ask = _read(route, buffer)
+            search = _searching(route, body, _call(route, buffer), ask)
         except BaseException:
             body.close()
             raise
@@ -40,9 +41,8 @@ def relayed(route: InferenceRoute) -> Callable[[], Raw]:
     return view
 
 
-def _searching(route: InferenceRoute, body: Body, ask: Asked) -> Callable[[], Answer]:
+def _searching(route: InferenceRoute, body: Body, call: Call, ask: Asked) -> Callable[[], Answer]:
     """What finds an answer; the body is not needed any more once there is one."""
-    call = _call(route, body.buffer())
     relay, client = runtime().relay, GunicornClient(request.environ)
 
     def search() -> Answer:
@@ -60,7 +60,11 @@ def origin() -> Origin:
 
 
 def _call(route: InferenceRoute, body: Buffer) -> Call:
-    return Call("POST", route.path + query_as_sent(request.environ), body, tuple(request.headers.items()), origin())
+    headers = request.headers.items()
+    if runtime().settings.heartbeat_s:
+        # An answer behind a heartbeat has to be of the kind that was begun.
+        headers = [(name, value) for name, value in headers if name.lower() != "accept-encoding"]
+    return Call("POST", route.path + query_as_sent(request.environ), body, tuple(headers), origin())
 
 
 def query_as_sent(environ: Mapping[str, Any]) -> str:

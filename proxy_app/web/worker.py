@@ -46,6 +46,7 @@ NO_ROOM = b"""HTTP/1.1 503 Service Unavailable\r
 Content-Type: application/json; charset=utf-8\r
 Content-Length: 49\r
 Retry-After: 1\r
+X-Request-Id: %b\r
 Connection: close\r
 \r
 {"error":"Caravan has no connection left for it"}"""
@@ -137,8 +138,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._idle.add(client)
         try:
             super().handle(listener, client, addr)
-        except Stopping:
-            client.close()
         finally:
             self._idle.discard(client)
             self._busy.discard(getcurrent())
@@ -154,6 +153,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         req.version = min(req.version, (1, 1))
         try:
             super().handle_request(listener_name, req, sock, addr)
+        except Stopping:
+            # Whatever has gone out, gunicorn would write a 500 behind it.
+            _shut(sock)
+            raise StopIteration from None
         except StopIteration:
             if req.must_close:
                 # Unread bytes of the request would turn the close into a reset, which can overtake the answer.
@@ -194,10 +197,12 @@ def _refuse(client: socket.socket) -> None:
     """Say that there is no room, without waiting for a request that may never come."""
     try:
         client.settimeout(1)
-        client.sendall(NO_ROOM)
-        close_graceful(client, max_drain=READ_BYTES)
+        client.sendall(NO_ROOM % request_id("").encode())
+        # What has come already and is not read would turn the close into a reset, which can overtake the answer.
+        client._sock.recv(READ_BYTES, socket.MSG_DONTWAIT)  # type: ignore[attr-defined]
     except OSError:
-        client.close()
+        pass
+    client.close()
 
 
 def _has_request(client: socket.socket) -> bool:

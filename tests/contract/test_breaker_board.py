@@ -28,7 +28,7 @@ def board(redis_url: str, tmp_path: Path) -> Iterator[BreakerBoard]:
 
 def worker(**names: int) -> Breakers:
     """The breakers of a worker whose registry numbers the backends in its own way."""
-    made = Breakers(RULES, 1.0)
+    made = Breakers(RULES)
     members = tuple(Member(Backend(i, name, f"http://{name}", 0), Health("up")) for name, i in names.items())
     made.follow(Fleet(members=members, by_id={member.backend.id: member for member in members}))
     return made

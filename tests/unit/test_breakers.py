@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def breakers(clock: Clock) -> Breakers:
-    made = Breakers(RULES, PATIENCE_S)
+    made = Breakers(RULES)
     made.now = clock
     return made
 
@@ -112,7 +112,7 @@ def test_a_trial_that_begins_well_lets_the_next_one_in(breakers: Breakers, clock
     """Its stream may take minutes."""
     fail(breakers, 1)
     clock.move(RULES.open_s)
-    breakers.tried((1, "m"))
+    breakers.tried((1, "m"), PATIENCE_S)
     breakers.answered((1, "m"))
     assert breakers.usable(TIERS, "m") == TIERS
 
@@ -134,7 +134,7 @@ def test_half_open_lets_one_at_a_time_through(breakers: Breakers, clock: Clock) 
     fail(breakers, 1)
     clock.move(RULES.open_s)
     assert breakers.usable(TIERS, "m") == TIERS
-    breakers.tried((1, "m"))
+    breakers.tried((1, "m"), PATIENCE_S)
     assert breakers.usable(TIERS, "m") == [(2,), (3,)]
     succeed(breakers, 1)
     assert breakers.usable(TIERS, "m") == TIERS
@@ -147,7 +147,7 @@ def test_a_trial_that_fails_doubles_the_time(
     for _ in range(5):
         report(breakers, (1, "m"))
     clock.move(RULES.open_s)
-    breakers.tried((1, "m"))
+    breakers.tried((1, "m"), PATIENCE_S)
     report(breakers, (1, "m"))
     clock.move(2 * RULES.open_s - 0.01)
     assert breakers.usable(TIERS, "m") == [(2,), (3,)]
@@ -158,7 +158,7 @@ def test_a_trial_that_fails_doubles_the_time(
 def test_a_trial_that_never_reports_holds_nobody_up_for_ever(breakers: Breakers, clock: Clock) -> None:
     fail(breakers, 1)
     clock.move(RULES.open_s)
-    breakers.tried((1, "m"))
+    breakers.tried((1, "m"), PATIENCE_S)
     clock.move(PATIENCE_S)
     assert breakers.usable(TIERS, "m") == TIERS
 

@@ -57,23 +57,23 @@ def loads(patience: Patience = SHIPPED) -> Loads:
 
 
 def test_a_warm_model_waits_for_its_prompt_alone() -> None:
-    limits = loads().limits(fleet(), WARM)
+    limits = loads().limits(fleet(), WARM, may_load=True)
     assert (limits.connect_s, limits.first_byte_s, limits.idle_s, limits.load_s) == (2, 300, 120, 0)
 
 
 def test_a_cold_model_waits_for_its_load_and_its_prompt() -> None:
-    limits = loads().limits(fleet(), COLD)
+    limits = loads().limits(fleet(), COLD, may_load=True)
     assert (limits.first_byte_s, limits.load_s) == (600, 300)
 
 
 def test_what_a_load_took_doubles_what_the_next_one_may_take() -> None:
     kept = loads()
     kept.learn(fleet(), COLD, 1000.0)
-    assert kept.limits(fleet(), COLD).load_s == 2000
-    assert kept.limits(fleet(), COLD).first_byte_s == 2300
+    assert kept.limits(fleet(), COLD, may_load=True).load_s == 2000
+    assert kept.limits(fleet(), COLD, may_load=True).first_byte_s == 2300
     # Of that backend and that model alone.
-    assert kept.limits(fleet(), (2, "big")).load_s == 300
-    assert kept.limits(fleet(), (1, "other")).load_s == 300
+    assert kept.limits(fleet(), (2, "big"), may_load=True).load_s == 300
+    assert kept.limits(fleet(), (1, "other"), may_load=True).load_s == 300
 
 
 def test_what_a_warm_model_took_says_nothing_of_its_load() -> None:
@@ -81,14 +81,14 @@ def test_what_a_warm_model_took_says_nothing_of_its_load() -> None:
     kept = loads()
     kept.learn(fleet(), WARM, 1000.0)
     unloaded = Fleet(members=fleet().members, by_id=fleet().by_id)
-    assert kept.limits(unloaded, WARM).load_s == 300
+    assert kept.limits(unloaded, WARM, may_load=True).load_s == 300
 
 
 def test_quicker_loads_are_forgotten_slowly() -> None:
     kept = loads()
     kept.learn(fleet(), COLD, 1000.0)
     kept.learn(fleet(), COLD, 10.0)
-    assert kept.limits(fleet(), COLD).load_s == pytest.approx(1600)
+    assert kept.limits(fleet(), COLD, may_load=True).load_s == pytest.approx(1600)
     for _ in range(20):
         kept.learn(fleet(), COLD, 10.0)
-    assert kept.limits(fleet(), COLD).load_s == 300
+    assert kept.limits(fleet(), COLD, may_load=True).load_s == 300

@@ -121,6 +121,14 @@ def holders(site: Stand, name: str) -> list[str]:
     return [fake.name for fake in site.fakes if wanted in {model.shortest for model in fake.store.listed()}]
 
 
+def log_lines(site: Stand, answer: RawResponse) -> list[dict[str, Any]]:
+    """What the access log says of a request."""
+    request_id = answer.header("X-Request-Id") or "?"
+    site.process.wait_output(f'"request_id": "{request_id}"')
+    lines = [json.loads(line) for line in site.process.output.splitlines() if request_id in line]
+    return [line for line in lines if line["logger"] == "caravan.access"]
+
+
 # --- the same refusals as Ollama -----------------------------------------------------------------
 
 REFUSALS = (
@@ -184,9 +192,9 @@ def test_other_methods_are_refused_with_those_that_are_there(one: Stand, path: s
 
 @pytest.fixture(scope="module")
 def unhurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    """Two workers, and a refresher that looks by itself once in five minutes."""
-    folder = tmp_path_factory.mktemp("unhurried")
-    with stand(folder, WEB_CONCURRENCY="2", CARAVAN_PULL_TO="all", CARAVAN_POLL_INTERVAL="300") as made:
+    """Two workers that look rarely at what the refresher wrote, which looks by itself once in five minutes."""
+    slow = {"CARAVAN_POLL_INTERVAL": "300", "CARAVAN_RELOAD_INTERVAL": "0.3"}
+    with stand(tmp_path_factory.mktemp("unhurried"), WEB_CONCURRENCY="2", CARAVAN_PULL_TO="all", **slow) as made:
         yield made
 
 
@@ -356,6 +364,16 @@ def test_a_client_that_leaves_ends_the_pull_everywhere(both: Stand, lines: list[
         assert all(pull.client_gone.wait(SOON_S) for pull in pulls)
 
 
+def test_a_stop_in_mid_pull_ends_it_in_words(tmp_path: Path) -> None:
+    with stand(tmp_path, names=("a",), CARAVAN_GRACE="4") as site, site.client() as client:
+        site.fakes[0].fault("/api/pull", Says([MANIFEST, threading.Event()]))
+        client.send_request("POST", "/api/pull", b'{"model":"new"}')
+        assert read_line(client) == MANIFEST
+        site.process.terminate()
+        assert "being stopped" in read_line(client, head=False)["error"]
+        assert site.fakes[0].wait_for("/api/pull").client_gone.wait(2)
+
+
 # --- who gets what is new ------------------------------------------------------------------------
 
 
@@ -465,6 +483,8 @@ def test_a_push_goes_from_another_holder_where_the_first_cannot_be_reached(one: 
         one.fakes[0].restart()
     assert answer.lines()[-1] == SUCCESS
     assert one.counts("/api/push") == [0, 1]
+    (line,) = log_lines(one, answer)
+    assert (line["attempts"], line["outcome"]) == (["a", "b"], "complete")
 
 
 def test_a_push_that_has_begun_is_not_begun_again_elsewhere(one: Stand) -> None:
@@ -516,6 +536,16 @@ def test_a_chunked_blob_arrives_whole(one: Stand) -> None:
         client.send(b"0\r\n\r\n")
         assert client.read_response().status == 201
         assert client.request("HEAD", f"/api/blobs/{BLOB_DIGEST}").status == 200
+
+
+def test_a_client_that_leaves_while_its_upload_is_verified_ends_it(both: Stand) -> None:
+    for fake in both.fakes:
+        fake.fault("/api/blobs/*", faults.StallBeforeHeaders())
+    with both.client() as client:
+        client.send_request("POST", f"/api/blobs/{BLOB_DIGEST}", BLOB)
+        uploads = [fake.wait_for("/api/blobs/*") for fake in both.fakes]
+        client.close()
+        assert all(upload.client_gone.wait(SOON_S) for upload in uploads)
 
 
 def test_a_blob_that_is_another_one_is_told_as_ollama_tells_it(both: Stand) -> None:
@@ -602,10 +632,7 @@ def test_a_public_listener_changes_nothing(tmp_path: Path) -> None:
 
 def test_an_operation_has_a_line_in_the_log_and_no_secret_is_in_it(both: Stand) -> None:
     asked = {"model": "new", "username": "ada", "password": "hush-hush"}
-    answer = send(both, "/api/pull", asked)
-    request_id = answer.header("X-Request-Id") or "?"
-    both.process.wait_output(request_id)
-    line = next(json.loads(each) for each in both.process.output.splitlines() if request_id in each)
+    (line,) = log_lines(both, send(both, "/api/pull", asked))
     told = {key: line[key] for key in ("route", "model", "status", "outcome", "attempts")}
     assert told == {"route": "/api/pull", "model": "new", "status": 200, "outcome": "complete", "attempts": ["a", "b"]}
     assert "hush-hush" not in both.process.output
@@ -613,9 +640,7 @@ def test_an_operation_has_a_line_in_the_log_and_no_secret_is_in_it(both: Stand) 
 
 def test_the_line_of_an_operation_that_failed_in_part_says_so(both: Stand) -> None:
     both.fakes[0].fault("/api/copy", Refuses("no"))
-    request_id = send(both, "/api/copy", {"source": "tiny", "destination": "x"}).header("X-Request-Id") or "?"
-    both.process.wait_output(request_id)
-    line = next(json.loads(each) for each in both.process.output.splitlines() if request_id in each)
+    (line,) = log_lines(both, send(both, "/api/copy", {"source": "tiny", "destination": "x"}))
     assert (line["outcome"], line["status"]) == ("partly", 500)
 
 
