@@ -49,6 +49,7 @@ class Body:
         self._held = 0
         self._pieces: list[bytes] = []
         self._file: IO[bytes] | None = None
+        self._map: mmap.mmap | None = None
         self.length = 0
 
     def read_from(self, pieces: Iterable[bytes], announced: int | None = None) -> None:
@@ -78,11 +79,16 @@ class Body:
             return self._pieces[0]
         with _room():
             self._file.flush()
-            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
 
     def close(self) -> None:
         self._memory.give(self._held)
         self._held, self._pieces = 0, []
+        if self._map is not None:
+            # Whoever still looks at it keeps it until then.
+            with suppress(BufferError):
+                self._map.close()
         if self._file is not None:
             # What could not be written is not wanted any more.
             with suppress(OSError):

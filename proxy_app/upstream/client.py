@@ -15,7 +15,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -236,18 +237,19 @@ class UpstreamClient:
         _present.connected, _present.sent, _present.started_s = False, False, time.monotonic()
         _present.send_s, _present.target = limits.first_byte_s, prefix + call.target
         try:
-            response = pool.urlopen(
-                call.method,
-                prefix + call.target,
-                body=_memory(call.body),
-                headers=_sent_headers(backend, call),
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=Timeout(connect=limits.connect_s, read=limits.first_byte_s),
-                preload_content=False,
-                decode_content=False,
-            )
+            with _sendable(call.body) as body:
+                response = pool.urlopen(
+                    call.method,
+                    prefix + call.target,
+                    body=body,
+                    headers=_sent_headers(backend, call),
+                    retries=False,
+                    redirect=False,
+                    assert_same_host=False,
+                    timeout=Timeout(connect=limits.connect_s, read=limits.first_byte_s),
+                    preload_content=False,
+                    decode_content=False,
+                )
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as exc:
             raise _mapped(exc, backend, limits) from exc
         upstream = Upstream(response, limits.idle_s, time.monotonic() - _present.started_s)
@@ -278,12 +280,16 @@ def _sent_headers(backend: Backend, call: Call) -> Mapping[str, str]:
     return sent
 
 
-def _memory(body: Buffer | Iterable[bytes]) -> Any:
+@contextmanager
+def _sendable(body: Buffer | Iterable[bytes]) -> Iterator[Any]:
     """A body in the form that urllib3 sends without a copy; None where there is none."""
-    if isinstance(body, mmap.mmap):
-        # It has a `read`, in small pieces, which urllib3 would prefer.
-        return memoryview(body)
-    return body or None
+    if not isinstance(body, mmap.mmap):
+        yield body or None
+        return
+    # It has a `read`, in small pieces, which urllib3 would prefer. A view that outlives this, in the frames of an
+    # exception, would keep the file.
+    with memoryview(body) as view:
+        yield view
 
 
 def _has_answered(connection: socket.socket) -> bool:

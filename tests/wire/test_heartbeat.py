@@ -17,7 +17,7 @@ import pytest
 from conformance.fakes import faults
 from conformance.fakes.http import CutOff, RawClient, RawResponse
 from tests.product import INFERENCE, NO_BREAKER, STREAMING, Stand, question, stand
-from tests.wire.scripted import CHUNKED, LAST_CHUNK, Packets, chunk, kind_of
+from tests.wire.scripted import CHUNKED, JSON_UTF8, LAST_CHUNK, Packets, chunk, kind_of
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -273,6 +273,20 @@ def test_a_cut_behind_heartbeats_is_told_like_any_other(site: Stand) -> None:
     assert answer.complete
     assert set(json.loads(answer.body.splitlines()[-1])) == {"error"}
     assert site.counts("/api/chat") == [1, 0]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "cut"])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_long_json_answer_behind_heartbeats_is_whole_or_visibly_cut(site: Stand, framing: str, whole: bool) -> None:
+    body = b'{"embeddings":[],"padding":"' + b"x" * (3 << 20) + b'"}'
+    length = CHUNKED if framing == "chunks" else ("Content-Length", str(len(body)))
+    sent = body if whole else body[:-10]
+    packets = [chunk(sent), *([LAST_CHUNK] if whole else [])] if framing == "chunks" else [sent]
+    site.fakes[0].fault("/api/embed", AfterBeats(Packets([("Content-Type", JSON_UTF8), length], packets)))
+    answer = site.post("/api/embed")
+    assert answer.ended == ("complete" if whole else "cut")
+    assert len(answer.body.lstrip(b" ")) == len(body) or not whole
+    assert site.counts("/api/embed") == [1, 0]
 
 
 def test_an_error_in_time_keeps_its_status(site: Stand) -> None:
