@@ -30,6 +30,8 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    # A line that cannot be written (the disk is full) would bring a traceback with it, to the same full disk.
+    logging.raiseExceptions = False
     root.setLevel(level.upper())
     # Their own lines about retries and pools say nothing that ours do not.
     logging.getLogger("urllib3").setLevel(logging.ERROR)

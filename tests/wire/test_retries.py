@@ -315,6 +315,7 @@ def test_a_fleet_that_has_no_room_gets_a_fifth_more_attempts_at_once(sick: Stand
         held[0].say.set()
         # All 50 were refused; ten are under way again, the others have their answer.
         sick.process.wait_until(lambda: sum(each.done() for each in asked) == 40, "40 have given up")
+        b.wait_for("/api/chat", 10)
         assert (b.count("/api/chat"), c.count("/api/chat")) == (10, 0)
         for fault in held[1:]:
             fault.say.set()
