@@ -195,7 +195,7 @@ def test_a_quiet_fleet_writes_nothing_but_beats(fakes: FakeFactory, tmp_path: Pa
         until(lambda: len((stage.read() or Snapshot((), {}, (), (), (0, 0))).loaded) == 1, "all is learned")
         more_polls(fake, 8)
         before, (_, _, rounds) = stage.read(), stage.role()
-        more_polls(fake, 8)
+        more_polls(fake, 16)
         after, (_, _, later) = stage.read(), stage.role()
         assert before == after
         assert later > rounds
