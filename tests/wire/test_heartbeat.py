@@ -42,6 +42,13 @@ def site(shared: Stand) -> Stand:
     return shared
 
 
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """A product whose first heartbeat comes later than any answer of its test."""
+    with stand(tmp_path_factory.mktemp("patient"), CARAVAN_HEARTBEAT="10", **NO_BREAKER) as made:
+        yield made
+
+
 def send(client: RawClient, path: str, asked: dict[str, Any]) -> None:
     client.send_request("POST", path, json.dumps(asked).encode())
 
@@ -105,8 +112,8 @@ def assert_readable(path: str, stream: bool, body: bytes) -> None:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("path", STREAMING)
-def test_an_answer_that_comes_in_time_has_no_heartbeat(site: Stand, path: str, stream: bool) -> None:
-    answer = site.post(path, question(path, stream=stream))
+def test_an_answer_that_comes_in_time_has_no_heartbeat(patient: Stand, path: str, stream: bool) -> None:
+    answer = patient.post(path, question(path, stream=stream))
     assert answer.complete
     assert not answer.body.startswith(b" ")
     assert COMMENT not in answer.body
@@ -130,7 +137,7 @@ def test_a_stream_that_pauses_later_gets_none(site: Stand) -> None:
         send(client, "/api/chat", question("/api/chat"))
         head = client.read_head()
         pieces = client.iter_body(head)
-        assert json.loads(next(pieces))["message"]["content"] == "Hello"
+        assert b'"Hello"' in next(piece for piece in pieces if piece.strip())
         client.sock.settimeout(4 * EVERY_S)
         with pytest.raises(TimeoutError):
             next(pieces)
@@ -289,12 +296,12 @@ def test_a_long_json_answer_behind_heartbeats_is_whole_or_visibly_cut(site: Stan
     assert site.counts("/api/embed") == [1, 0]
 
 
-def test_an_error_in_time_keeps_its_status(site: Stand) -> None:
-    assert site.post("/api/chat", question("/api/chat", "nope")).status == 404
-    assert site.post("/api/chat", question("/api/chat", think="often")).status == 400
-    for fake in site.fakes:
+def test_an_error_in_time_keeps_its_status(patient: Stand) -> None:
+    assert patient.post("/api/chat", question("/api/chat", "nope")).status == 404
+    assert patient.post("/api/chat", question("/api/chat", think="often")).status == 400
+    for fake in patient.fakes:
         fake.fault("/api/chat", faults.Error500("boom"))
-    assert site.post("/api/chat").status == 500
+    assert patient.post("/api/chat").status == 500
 
 
 @pytest.mark.parametrize("coding", ["gzip"])
