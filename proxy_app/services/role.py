@@ -76,6 +76,9 @@ class Role:
     def claim(self) -> bool:
         """Take the role if it is free, its holder is dead, or its holder has stopped beating."""
         locked = self._lock.take()
+        if not locked and self._registry.beat_age_s(time.monotonic()) is None:
+            # Whoever holds the lock is about to claim the role: two that claimed it would take it from each other.
+            return False
         epoch = self._registry.claim(f"{socket.gethostname()}:{os.getpid()}", time.monotonic(), force=locked)
         self.epoch = epoch or 0
         if epoch is not None and not locked:
