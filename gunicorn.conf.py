@@ -14,13 +14,12 @@ import sys  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
 from proxy_app.errors import ConfigError, RegistryTooNew  # noqa: E402
-from proxy_app.services.setup import open_registry, room_for_connections  # noqa: E402
+from proxy_app.services.setup import has_keys, open_registry, room_for_connections  # noqa: E402
 from proxy_app.services.tether import tether  # noqa: E402
 from proxy_app.settings import check_exposure, is_loopback, load  # noqa: E402
 
 try:
     settings = load()
-    check_exposure(settings)
 except ConfigError as error:
     for problem in error.problems:
         print(f"caravan: {problem}", file=sys.stderr)
@@ -60,7 +59,7 @@ def on_starting(server):
         for address in server.address:
             # `gunicorn -b` may name another address than HOST.
             if isinstance(address, tuple):
-                check_exposure(replace(settings, host=address[0]))
+                check_exposure(replace(settings, host=address[0]), has_keys=has_keys(settings))
                 if not is_loopback(address[0]):
                     # The workers read their settings after this.
                     os.environ["HOST"] = address[0]

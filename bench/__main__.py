@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from bench import chat, relay, show, tags
+from bench import chat, keys, relay, show, tags
 from bench.report import Report
 from bench.world import Options, RunFailed
 
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[Options, Path], Report]] = {
     "chat": chat.measure,
     "show": show.measure,
     "tags": tags.measure,
+    "keys": keys.measure,
 }
 # Polls so quick that a dead backend is noticed at once; costs of a gateway at rest are higher then.
 QUICK_POLLS = {"CARAVAN_POLL_INTERVAL": "0.2", "CARAVAN_POLL_TIMEOUT": "0.3"}

@@ -47,6 +47,8 @@ class Spec:
     window_s: float = 5.0
     # Processes whose CPU time is sampled when the window begins and ends, by the name of their role.
     watch: dict[str, list[int]] = field(default_factory=dict)
+    # Beyond those that every request has.
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Peer(Protocol):
@@ -101,7 +103,10 @@ class Asker:
 
     def __init__(self, spec: Spec, check: checks.Check) -> None:
         self.sock = connect(spec.port)
-        self._request, self._check = wire.request(spec.method, spec.path, spec.port, spec.body.encode()), check
+        self._request, self._check = (
+            wire.request(spec.method, spec.path, spec.port, spec.body.encode(), spec.headers),
+            check,
+        )
         self._pause_ns = int(spec.pause_s * 1e9)
         self._held = b""
         # Of each answer: when it was complete and how long it took.
@@ -223,7 +228,7 @@ def keep_asking(loop: Loop, spec: Spec, askers: Sequence[Asker], until_ns: int) 
 
 def run_streams(spec: Spec) -> dict[str, Any]:
     loop = Loop()
-    request = wire.request(spec.method, spec.path, spec.port, spec.body.encode())
+    request = wire.request(spec.method, spec.path, spec.port, spec.body.encode(), spec.headers)
     start = Sample.now(spec.watch)
     listeners = open_streams(loop, spec, request)
     wait_all(loop, listeners, "began")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 
 class BadAnswer(Exception):
@@ -31,9 +33,12 @@ def parse_head(raw: bytes) -> Head:
     return Head(status, int(fields[b"content-length"]))
 
 
-def request(method: str, path: str, port: int, body: bytes = b"") -> bytes:
+def request(
+    method: str, path: str, port: int, body: bytes = b"", headers: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
     """A request ready to be sent on a connection that is kept."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Accept: */*"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     if method == "POST":
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body

@@ -11,6 +11,8 @@
     ├── RequestError           answered to the client as it is
     │   ├── BadRequest         400
     │   ├── Loop               508
+    │   ├── Unauthorized       401
+    │   ├── Limited            429 with Retry-After
     │   ├── BodyTooLarge       413
     │   ├── RequestTimeout     408
     │   ├── Forbidden          403
@@ -161,6 +163,37 @@ class Loop(RequestError):
 
     def __init__(self) -> None:
         super().__init__("the request came back to Caravan: one of its backends is Caravan itself")
+
+
+class Unauthorized(RequestError):
+    """No key came, or one that is not good (any more)."""
+
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("unauthorized: a valid API key is needed")
+
+
+class Limited(RequestError):
+    """The key has used up one of its limits; `retry_after_s` goes out as Retry-After."""
+
+    status = 429
+    code = "limited"
+
+    def __init__(self, limit: str, retry_after_s: int, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(f"this key has no {limit} left: try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
+class Hidden(Forbidden):
+    """The key may not use the model, or nobody hosts it: which of the two is not said."""
+
+    code = "model_hidden"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"model '{model}' is not available with this key")
 
 
 class CloudDisabled(Forbidden):

@@ -98,6 +98,20 @@ def _of_json(body: Buffer) -> Asked:
     return _of_pairs(members.items())
 
 
+def members_of(body: Buffer) -> dict[str, msgspec.Raw]:
+    """All members of a body's top level, each key once, for who has to see everything that a backend will.
+
+    Raises:
+        BadRequest: no JSON object, or one that another reader may take for another one.
+    """
+    try:
+        return _all_members(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest(_NOT_JSON) from None
+    except _Duplicate:
+        raise BadRequest("a key stands twice in the request body; send it once") from None
+
+
 def _all_members(body: Buffer) -> dict[str, msgspec.Raw]:
     members = _decode(body)
     if len(members) > _MOST_KEYS:

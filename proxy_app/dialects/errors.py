@@ -10,8 +10,14 @@ Dialect = Literal["ollama", "openai", "anthropic", "responses"]
 
 JSON = "application/json; charset=utf-8"
 
-# openai/openai.go:225-237 (v0.33.0-rc2)
-_OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
+# openai/openai.go:225-237 (v0.33.0-rc2); 401, 403 and 429 as OpenAI itself calls them
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 # anthropic/anthropic.go:38-62 (v0.33.0-rc2), 403 and 413 from Anthropic's own list
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -54,7 +60,8 @@ def message_of(body: bytes) -> str:
 
 def _envelope(dialect: Dialect, status: int, message: str, request_id: str) -> dict[str, Any]:
     if dialect == "ollama":
-        return {"error": message}
+        # Of a 401 Ollama's own command reads this field alone (api/types.go:43-54).
+        return {"error": message, "status": message} if status == 401 else {"error": message}
     if dialect == "anthropic":
         error = {"type": _ANTHROPIC_TYPES.get(status, "api_error"), "message": message}
         return {"type": "error", "error": error, "request_id": f"req_{request_id[:24]}"}

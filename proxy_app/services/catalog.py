@@ -13,8 +13,9 @@ from cachetools import LRUCache
 
 from proxy_app.dialects import ollama, openai
 from proxy_app.dialects.errors import compact
-from proxy_app.domain import Fleet, ModelName, ShowEntry, ShowKey, ShowQuery, parse_name
-from proxy_app.errors import CacheAway, CloudDisabled, ModelNotFound, Unavailable
+from proxy_app.domain import Caller, Fleet, ModelName, ShowEntry, ShowKey, ShowQuery, parse_name
+from proxy_app.errors import CacheAway, CloudDisabled, Hidden, ModelNotFound, Unavailable
+from proxy_app.services.access import check_visible
 from proxy_app.services.documents import Document, Documents, sources
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.flights import Flights
@@ -62,26 +63,27 @@ class Catalog:
         self._stop.set()
         self._notes.join(2)
 
-    def show(self, query: ShowQuery, raw_body: bytes, user_agent: str = "") -> ShowAnswer:
+    def show(self, query: ShowQuery, raw_body: bytes, user_agent: str, caller: Caller) -> ShowAnswer:
         """Answer `POST /api/show`.
 
         Args:
             raw_body: forwarded as it is where the query carries overlays.
 
         Raises:
-            ModelRequired, InvalidModelName, ModelNotFound, CloudDisabled, Unavailable.
+            ModelRequired, InvalidModelName, Hidden, ModelNotFound, CloudDisabled, Unavailable.
         """
         name = parse_name(query.model)
         fleet = self._reloader.knowing(name.canonical)
+        check_visible(fleet, caller, name, query.model)
         if name.is_cloud:
-            return self._show_cloud(fleet, name, query, raw_body)
+            return _told(self._show_cloud(fleet, name, query, raw_body), query, caller)
         self._check_known(fleet, name)
-        answer = self._show_local(fleet, name, query, raw_body)
+        answer = _told(self._show_local(fleet, name, query, raw_body), query, caller)
         if user_agent.startswith(ollama.COPILOT) and answer.status == 200:
             return _for_copilot(answer, query.model)
         return answer
 
-    def model(self, text: str) -> bytes:
+    def model(self, text: str, caller: Caller) -> bytes:
         """Answer `GET /v1/models/<model>`, names with a namespace included.
 
         Raises:
@@ -89,10 +91,11 @@ class Catalog:
         """
         name = parse_name(text)
         fleet = self._reloader.knowing(name.canonical)
+        check_visible(fleet, caller, name, text)
         if name.is_cloud:
             answer = self._show_cloud(fleet, name, ShowQuery(text), b"")
             if answer.status != 200:
-                raise ModelNotFound(f"model '{name.shortest}' not found")
+                raise ModelNotFound(f"model '{name.shortest}' not found") if caller.is_told_of_absence else Hidden(text)
             document = json.loads(answer.body)
         else:
             self._check_known(fleet, name)
@@ -229,6 +232,13 @@ class Catalog:
                 self._asked = {**asked, **self._asked}
             except Exception:  # the top of a thread
                 log.exception("what was asked for could not be noted")
+
+
+def _told(answer: ShowAnswer, query: ShowQuery, caller: Caller) -> ShowAnswer:
+    """A holder's answer; that it has no such model is not everybody's to know."""
+    if answer.status == 404 and not caller.is_told_of_absence:
+        raise Hidden(query.model)
+    return answer
 
 
 def _served(state: CacheState, entry: ShowEntry) -> ShowAnswer:

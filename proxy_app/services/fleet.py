@@ -134,10 +134,20 @@ class FleetReloader:
 
     Owned by: the process's runtime; its thread alone reads the registry, on a native thread, and swaps
     `fleet`. Readers take one reference per request.
+
+    Args:
+        on_keys: is called on that thread with the registry whenever something in it changed.
     """
 
-    def __init__(self, data_dir: Path, configured: Sequence[BackendSettings], interval_s: float) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        configured: Sequence[BackendSettings],
+        interval_s: float,
+        on_keys: Callable[[Registry], None] = lambda _: None,
+    ) -> None:
         self.fleet = Fleet()
+        self._on_keys = on_keys
         self._data_dir, self._configured, self._interval_s = data_dir, configured, interval_s
         self._native = NativeThread()
         self._registry: Registry | None = None
@@ -234,6 +244,7 @@ class FleetReloader:
         before = None if self._seen is None else self.fleet
         if before is None or self._registry.generation() != before.generation:
             fresh = build(self._registry.snapshot(self._configured), before)
+        self._on_keys(self._registry)
         self._seen = seen
         self._confirmed_s = time.monotonic()
         return fresh

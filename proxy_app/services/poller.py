@@ -13,6 +13,7 @@ from typing import Any
 from proxy_app.domain import Backend
 from proxy_app.errors import UpstreamError
 from proxy_app.settings import Settings
+from proxy_app.upstream.nets import Nets
 from proxy_app.upstream.probe import Prober
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ class News:
 
 
 def prober_of(backend: Backend, settings: Settings) -> Prober:
-    return Prober(backend, settings.connect_timeout_s, settings.poll_timeout_s, settings.via)
+    return Prober(
+        backend, settings.connect_timeout_s, settings.poll_timeout_s, settings.via, Nets(settings.backend_nets)
+    )
 
 
 class Poller:

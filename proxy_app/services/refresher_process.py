@@ -16,6 +16,7 @@ from proxy_app.settings import Settings
 from proxy_app.store.redis import RedisGate
 from proxy_app.store.registry import Registry
 from proxy_app.upstream.client import UpstreamClient
+from proxy_app.upstream.nets import Nets
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class RefresherProcess:
 
     def _refresh(self, registry: Registry, role: Role, *, once: bool) -> None:
         settings = self._settings
-        gate, upstream = RedisGate.of(settings), UpstreamClient()
+        gate, upstream = RedisGate.of(settings), UpstreamClient(Nets(settings.backend_nets))
         cache = show_cache(gate, settings)
         documents = Documents(cache, upstream, settings.connect_timeout_s)
         hydrator = Hydrator(cache, documents, settings.hydrate_concurrency, settings.hydrate_timeout_s)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
+from proxy_app.dialects.endings import SSE
 from proxy_app.dialects.inference import CLOUD_DISABLED, InferenceRoute
-from proxy_app.domain import Fleet, parse_name
+from proxy_app.dialects.usage import Spent, WithoutUsage, spent
+from proxy_app.domain import Buffer, Fleet, ModelName, parse_name
 from proxy_app.errors import ClientGone, CloudDisabled, RequestError, Stopping, Unavailable
 from proxy_app.routing import policy
+from proxy_app.services.access import check_visible
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
-from proxy_app.services.relayed import STOPPING, Answer, Client, Trace
+from proxy_app.services.limiter import Limiter, Ticket, limit_headers
+from proxy_app.services.relayed import STOPPING, Answer, RelayBody, Trace
 from proxy_app.services.search import Asking, Parts, Search
+from proxy_app.services.usage import UsageBook
 from proxy_app.upstream.client import Call
 
 
@@ -20,55 +26,115 @@ class Relay:
 
     reloader: FleetReloader
     parts: Parts
+    limiter: Limiter
+    usage: UsageBook
 
-    def answer(self, route: InferenceRoute, call: Call, model: str, client: Client) -> Answer:
+    def answer(self, asking: Asking, model: str) -> Answer:
         """Answer one request; the caller iterates the body and calls `close` whatever happens.
+
+        Args:
+            model: the name as the client wrote it.
 
         Raises:
             RequestError: nothing can be passed on; the text is for the client.
             ClientGone: the client hung up.
         """
-        trace = Trace(call.request_id, route.path, model)
+        trace = Trace(asking.call.request_id, asking.route.path, model, asking.caller.key_id)
+        ticket: Ticket | None = None
+        answer: Answer | None = None
         try:
-            search = self._search(route, call, client, trace)
-            with self.parts.budget.request(), client.watch():
-                return search.run()
-        except ClientGone:
-            trace.status, trace.outcome = 499, "client_gone"
-            trace.write()
-            raise
-        except Stopping:
-            trace.status, trace.outcome = Unavailable.status, "stopped"
-            trace.write()
-            raise Unavailable(STOPPING, retry_after_s=1) from None
-        except RequestError as exc:
-            trace.status, trace.outcome = exc.status, exc.code
-            trace.write()
-            raise
+            ticket = self.limiter.admit(asking.caller, _size(asking.call))
+            with self.parts.budget.request(), asking.client.watch():
+                answer = self._search(asking, trace).run()
+        except (RequestError, ClientGone, Stopping) as exc:
+            raise self._told(exc, trace) from None
+        finally:
+            if answer is None and ticket is not None:
+                ticket.settle()
+        return self._billed(answer, asking, trace, ticket)
 
-    def _search(self, route: InferenceRoute, call: Call, client: Client, trace: Trace) -> Search:
+    def _told(self, exc: RequestError | ClientGone | Stopping, trace: Trace) -> BaseException:
+        """The log line of a request that failed, and what is raised for it."""
+        if isinstance(exc, Stopping):
+            exc = Unavailable(STOPPING, retry_after_s=1)
+        if isinstance(exc, RequestError):
+            trace.status, trace.outcome = exc.status, exc.code
+        else:
+            trace.status, trace.outcome = 499, "client_gone"
+        trace.write()
+        self.usage.note(trace, Spent())
+        return exc
+
+    def _billed(self, answer: Answer, asking: Asking, trace: Trace, ticket: Ticket) -> Answer:
+        """See to it that what the answer costs is settled when it is over."""
+
+        def bill(spent: Spent) -> None:
+            ticket.settle(spent.tokens, spent.gpu_ms)
+            self.usage.note(trace, spent)
+
+        if isinstance(answer.body, RelayBody):
+            answer.body.bill = bill
+            if asking.hides_usage and answer.body.kind.startswith(SSE):
+                answer.body.change = WithoutUsage()
+        else:
+            bill(_spent_whole(answer, trace))
+            if asking.hides_usage:
+                _hide_usage(answer)
+        if ticket.reserved is not None:
+            answer.headers += limit_headers(ticket.reserved.limits, ticket.left)
+        return answer
+
+    def _search(self, asking: Asking, trace: Trace) -> Search:
+        route = asking.route
         if route.no_cloud is not None:
             fleet = self.reloader.fleet
             # No model has its name: what fails here says nothing of the backend's models.
-            asking = Asking(route, call, route.path, _cloud_candidates(fleet, route.no_cloud), client, is_listed=False)
-            return Search(self.parts, asking, fleet, trace)
+            return Search(self.parts, asking, fleet, trace, _cloud_candidates(fleet, route.no_cloud), route.path)
         if not trace.model:
             raise route.missing
         name = parse_name(trace.model)
         fleet = self.reloader.knowing(name.canonical)
-        tiers = _cloud_candidates(fleet, CLOUD_DISABLED) if name.is_cloud else _candidates(fleet, route, trace.model)
-        # A cloud model and a local one of the same name have nothing in common but that.
-        key = f"{name.space}:{name.canonical}" if name.is_cloud else name.canonical
-        return Search(self.parts, Asking(route, call, key, tiers, client, not name.is_cloud), fleet, trace)
+        check_visible(fleet, asking.caller, name, trace.model)
+        if name.is_cloud:
+            # A cloud model and a local one of the same name have nothing in common but that.
+            tiers, model = _cloud_candidates(fleet, CLOUD_DISABLED), f"{name.space}:{name.canonical}"
+        else:
+            tiers, model = _candidates(fleet, route, name, trace.model), name.canonical
+            trace.is_listed = True
+        return Search(self.parts, asking, fleet, trace, tiers, model, is_listed=not name.is_cloud)
 
 
-def _candidates(fleet: Fleet, route: InferenceRoute, model: str) -> list[policy.Tier]:
+def _size(call: Call) -> int:
+    return len(call.body) if isinstance(call.body, Buffer) else 0
+
+
+def _hide_usage(answer: Answer) -> None:
+    """The same for a stream that came whole."""
+    if isinstance(answer.body, bytes) and _content_type(answer).startswith(SSE):
+        answer.body = WithoutUsage()(answer.body)
+        headers = [(name, value) for name, value in answer.headers if name.lower() != "content-length"]
+        answer.headers = [*headers, ("Content-Length", str(len(answer.body)))]
+
+
+def _content_type(answer: Answer) -> str:
+    return next((value for name, value in answer.headers if name.lower() == "content-type"), "")
+
+
+def _spent_whole(answer: Answer, trace: Trace) -> Spent:
+    """What an answer cost that is complete in memory; an error costs nothing."""
+    if answer.status != 200 or not isinstance(answer.body, bytes):
+        return Spent()
+    found = spent(_content_type(answer), answer.body) or Spent(is_exact=False)
+    wall_ms = int((time.monotonic() - trace.started) * 1000)
+    return found if found.gpu_ms else replace(found, gpu_ms=wall_ms, is_exact=False)
+
+
+def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str) -> list[policy.Tier]:
     """Who may be asked.
 
     Raises:
         RequestError: nobody, and why.
     """
-    name = parse_name(model)
     tiers = policy.hosts(fleet, name.canonical)
     if tiers:
         return tiers

@@ -8,11 +8,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from proxy_app.dialects.endings import is_ended, is_stream, record_end
 from proxy_app.dialects.errors import Dialect, error_record
+from proxy_app.dialects.usage import Spent, spent, token_mark
 from proxy_app.errors import ClientGone, Stopping, Truncated
 from proxy_app.store.leases import Lease
 from proxy_app.upstream.headers import to_client
@@ -43,16 +44,21 @@ class Client(Protocol):
 
 @dataclass(slots=True)
 class Trace:
-    """What happened to one request: the fields of its log line. Times in seconds."""
+    """What happened to one request: the fields of its log line. Times in seconds.
+
+    `is_listed`: the model is one that backends list, not just a name that somebody wrote.
+    """
 
     request_id: str
     route: str
     model: str = ""
+    key_id: str = ""
     status: int = 0
     outcome: str = "refused"
     attempts: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     first_byte_s: float | None = None
+    is_listed: bool = False
 
     def write(self) -> None:
         if not access.isEnabledFor(logging.INFO):
@@ -63,6 +69,7 @@ class Trace:
             "request_id": self.request_id,
             "route": self.route,
             "model": self.model[:LOGGED_NAME],
+            "key": self.key_id,
             "status": self.status,
             "outcome": self.outcome,
             "attempts": self.attempts,
@@ -91,6 +98,8 @@ class RelayBody(Iterator[bytes]):
 
     Args:
         succeeded, failed: one of them is called, where the answer ends well or the backend breaks off.
+        bill: is told at the end what the answer cost.
+        change: what is done to each piece before it goes out.
     """
 
     dialect: Dialect
@@ -101,14 +110,17 @@ class RelayBody(Iterator[bytes]):
     client: Client
     succeeded: Callable[[], None]
     failed: Callable[[], None]
+    bill: Callable[[Spent], None] = lambda _: None
+    change: Callable[[bytes], bytes] | None = None
     ended: bool = False
     closed: bool = False
+    is_settled: bool = False
     record: LastRecord = field(init=False)
     kind: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.kind = self.upstream.readable_type
-        self.record = LastRecord(record_end(self.kind))
+        self.record = LastRecord(record_end(self.kind), token_mark(self.kind, self.trace.route))
         self.record.note(self.first)
         # Until the end is seen: whoever is not there any more did not get it.
         self.trace.outcome = "client_gone"
@@ -116,7 +128,7 @@ class RelayBody(Iterator[bytes]):
     def __next__(self) -> bytes:
         if self.first:
             first, self.first = self.first, b""
-            return first
+            return self.change(first) if self.change is not None else first
         if self.ended:
             raise StopIteration
         try:
@@ -137,6 +149,7 @@ class RelayBody(Iterator[bytes]):
         self.lease.release()
         self.upstream.close()
         self.trace.write()
+        self._settle()
 
     @property
     def is_sized(self) -> bool:
@@ -147,12 +160,32 @@ class RelayBody(Iterator[bytes]):
         """The next piece; b"" when the rest went straight from socket to socket, or there is none."""
         sink = None if self.is_sized else self.client.chunked_socket
         if sink is None or not self.upstream.can_pump(sink):
+            return self._read()
+        self.upstream.pump(sink, self.record, self.change)
+        return b""
+
+    def _read(self) -> bytes:
+        while True:
             with self.client.watch():
                 piece = self.upstream.read()
             self.record.note(piece)
-            return piece
-        self.upstream.pump(sink, self.record)
-        return b""
+            changed = self.change(piece) if self.change is not None else piece
+            if changed or not piece:
+                return changed
+
+    def _settle(self) -> None:
+        if not self.is_settled:
+            self.is_settled = True
+            self.bill(self._spent())
+
+    def _spent(self) -> Spent:
+        """What the answer cost; of one that was not finished, what the client may have got of it."""
+        said = spent(self.kind, self.record.last_two) if self.trace.outcome == "complete" else None
+        found = said or Spent(tokens_out=self.record.tokens, is_exact=False)
+        if found.gpu_ms:
+            return found
+        first_s = self.trace.first_byte_s or 0.0
+        return replace(found, gpu_ms=int((time.monotonic() - self.trace.started - first_s) * 1000), is_exact=False)
 
     def _finish(self) -> bytes:
         """The body has ended; where a stream's last record does not say so, it was cut all the same."""
@@ -160,6 +193,8 @@ class RelayBody(Iterator[bytes]):
             raise Truncated("the answer ended without its end mark")
         self._end("complete")
         self.succeeded()
+        # Before the last byte is out: whoever has it may come again at once.
+        self._settle()
         raise StopIteration
 
     def _broken(self, outcome: str, message: str) -> bytes:

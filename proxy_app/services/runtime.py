@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 from proxy_app.routing.breaker import BreakerRules
 from proxy_app.routing.patience import Patience
+from proxy_app.services.access import Access
 from proxy_app.services.account import Account
 from proxy_app.services.breakers import Breakers, Sharing
 from proxy_app.services.catalog import Catalog
 from proxy_app.services.documents import Documents
 from proxy_app.services.fleet import FleetReloader
 from proxy_app.services.guardian import Guardian
+from proxy_app.services.key_use import KeyUse
+from proxy_app.services.limiter import Limiter
 from proxy_app.services.loads import Loads
 from proxy_app.services.relay import Relay
 from proxy_app.services.retries import RetryBudget
@@ -20,14 +23,18 @@ from proxy_app.services.search import Parts
 from proxy_app.services.setup import open_registry
 from proxy_app.services.sightings import Sightings
 from proxy_app.services.store_ops import StoreOps
+from proxy_app.services.usage import UsageBook
+from proxy_app.services.views import Views
 from proxy_app.services.visibility import Visibility
 from proxy_app.settings import Settings
 from proxy_app.store.board import BreakerBoard
 from proxy_app.store.cache import ShowCache
 from proxy_app.store.leases import LeaseKeeper
+from proxy_app.store.limits import LimitStore
 from proxy_app.store.redis import RedisGate
 from proxy_app.upstream.body import BodyMemory
 from proxy_app.upstream.client import Limits, UpstreamClient
+from proxy_app.upstream.nets import Nets
 
 
 @dataclass(slots=True)
@@ -36,6 +43,8 @@ class Runtime:
 
     settings: Settings
     reloader: FleetReloader
+    access: Access
+    views: Views
     catalog: Catalog
     relay: Relay
     store: StoreOps
@@ -46,6 +55,9 @@ class Runtime:
     upstream: UpstreamClient
     bodies: BodyMemory
     sharing: Sharing
+    key_use: KeyUse
+    limiter: Limiter
+    usage: UsageBook
     draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
 
@@ -56,19 +68,22 @@ class Runtime:
     @classmethod
     def build(cls, settings: Settings) -> Runtime:
         open_registry(settings)
-        gate = RedisGate.of(settings)
+        gate, upstream, access = RedisGate.of(settings), UpstreamClient(Nets(settings.backend_nets)), Access(settings)
         cache = show_cache(gate, settings)
-        upstream = UpstreamClient()
-        reloader = FleetReloader(settings.data_dir, settings.fleet, settings.reload_interval_s)
-        documents = Documents(cache, upstream, settings.connect_timeout_s)
+        reloader = FleetReloader(settings.data_dir, settings.fleet, settings.reload_interval_s, access.follow)
         leases = LeaseKeeper(gate, settings.redis_prefix)
         parts = search_parts(settings, upstream, leases)
-        reloader.on_change(parts.breakers.follow)
+        limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.limits, settings.workers)
+        usage = UsageBook(settings.data_dir, settings.usage_days)
         runtime = cls(
             settings=settings,
             reloader=reloader,
-            catalog=Catalog(reloader, cache, documents, settings),
-            relay=Relay(reloader, parts),
+            access=access,
+            views=Views(),
+            catalog=Catalog(reloader, cache, Documents(cache, upstream, settings.connect_timeout_s), settings),
+            relay=Relay(reloader, parts, limiter, usage),
+            limiter=limiter,
+            usage=usage,
             store=store_ops(settings, reloader, upstream),
             account=account(settings, reloader, upstream),
             guardian=Guardian(settings.data_dir),
@@ -76,25 +91,27 @@ class Runtime:
             leases=leases,
             upstream=upstream,
             bodies=BodyMemory(settings.body_memory, settings.data_dir),
+            key_use=KeyUse(access, settings.data_dir),
             sharing=Sharing(parts.breakers, BreakerBoard(gate, settings.redis_prefix)),
         )
-        reloader.start()
-        runtime.sharing.start()
-        if settings.poll_interval_s > 0:
-            runtime.guardian.start()
+        reloader.on_change(parts.breakers.follow)
+        runtime.start()
         return runtime
 
+    def start(self) -> None:
+        for part in (self.reloader, self.sharing, self.key_use, self.usage):
+            part.start()
+        if self.settings.poll_interval_s > 0:
+            self.guardian.start()
+
     def close(self) -> None:
+        """End everything, those first that use others."""
         self.draining = True
         if self.settings.poll_interval_s > 0:
             self.guardian.close()
-        self.sharing.close()
-        self.catalog.close()
-        self.store.visibility.close()
-        self.reloader.close()
-        self.leases.close()
-        self.upstream.close()
-        self.gate.close()
+        bookkeepers = (self.sharing, self.key_use, self.limiter, self.usage, self.catalog, self.store.visibility)
+        for part in (*bookkeepers, self.reloader, self.leases, self.upstream, self.gate):
+            part.close()
 
 
 def search_parts(settings: Settings, upstream: UpstreamClient, leases: LeaseKeeper) -> Parts:

@@ -15,8 +15,17 @@ from functools import partial
 from proxy_app.dialects.endings import is_ended, is_error, is_possible, is_stream, record_end
 from proxy_app.dialects.errors import message_of
 from proxy_app.dialects.inference import InferenceRoute
-from proxy_app.domain import Fleet, Pair
-from proxy_app.errors import AllFailed, BadAnswer, ConnectionLost, RequestError, Truncated, Unreachable, UpstreamError
+from proxy_app.domain import Caller, Fleet, Pair
+from proxy_app.errors import (
+    AllFailed,
+    BadAnswer,
+    ConnectionLost,
+    Hidden,
+    RequestError,
+    Truncated,
+    Unreachable,
+    UpstreamError,
+)
 from proxy_app.routing import policy
 from proxy_app.routing.retry import Verdict, weigh
 from proxy_app.services.breakers import Breakers
@@ -53,19 +62,17 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What is asked, of whom, for whom.
+    """What is asked, and by whom.
 
     Args:
-        model: the canonical name; "" on a route without models.
-        is_listed: the Fleet says that these backends host the model.
+        hides_usage: the backend was asked for the usage, and the client did not ask for it.
     """
 
     route: InferenceRoute
     call: Call
-    model: str
-    tiers: list[policy.Tier]
     client: Client
-    is_listed: bool
+    caller: Caller
+    hides_usage: bool = False
 
 
 @dataclass(slots=True)
@@ -107,12 +114,21 @@ class _Kept:
 
 @dataclass(slots=True)
 class Search:
-    """One request's search. Owned by: the request; `run` is called once."""
+    """One request's search. Owned by: the request; `run` is called once.
+
+    Args:
+        tiers: who may be asked, best first.
+        model: the canonical name, or the path of a route without models.
+        is_listed: the Fleet says that these backends host the model.
+    """
 
     parts: Parts
     asking: Asking
     fleet: Fleet
     trace: Trace
+    tiers: list[policy.Tier]
+    model: str
+    is_listed: bool = False
     kept: list[_Kept] = field(default_factory=list)
     tried: set[int] = field(default_factory=set)
 
@@ -137,7 +153,7 @@ class Search:
 
     def _next(self, *, is_retry: bool) -> tuple[policy.Tier, bool]:
         """Who is asked next, and whether that costs of the retry budget; nobody where there is nobody, or no budget."""
-        breakers, model = self.parts.breakers, self.asking.model
+        breakers, model = self.parts.breakers, self.model
         tiers = breakers.usable(self._untried(), model)
         if not tiers or not is_retry:
             return (tiers[0] if tiers else ()), False
@@ -147,7 +163,7 @@ class Search:
         return (tiers[0], True) if self.parts.budget.allows() else ((), False)
 
     def _untried(self) -> list[policy.Tier]:
-        left = [tuple(i for i in tier if i not in self.tried) for tier in self.asking.tiers]
+        left = [tuple(i for i in tier if i not in self.tried) for tier in self.tiers]
         return [tier for tier in left if tier]
 
     def _attempt(self, tier: policy.Tier) -> Answer | None:
@@ -167,12 +183,12 @@ class Search:
                 attempt.give_back()
 
     def _begin(self, lease: Lease) -> _Attempt:
-        pair = lease.backend_id, self.asking.model
-        limits = self.parts.loads.limits(self.fleet, pair, may_load=self.asking.is_listed)
+        pair = lease.backend_id, self.model
+        limits = self.parts.loads.limits(self.fleet, pair, may_load=self.is_listed)
         self.tried.add(lease.backend_id)
         self.trace.attempts.append(self.fleet.by_id[lease.backend_id].backend.name)
         self.parts.breakers.tried(pair, limits.first_byte_s)
-        return _Attempt(lease, self.asking.model, limits)
+        return _Attempt(lease, self.model, limits)
 
     def _note(self, exc: UpstreamError, attempt: _Attempt) -> None:
         """Note what an attempt's failure says of its backend.
@@ -208,8 +224,10 @@ class Search:
 
     def _judge_error(self, attempt: _Attempt, upstream: Upstream) -> Answer | None:
         body = upstream.read_up_to(ERROR_BYTES)
-        verdict = weigh(upstream.status, body, is_listed=self.asking.is_listed)
+        verdict = weigh(upstream.status, body, is_listed=self.is_listed)
         if verdict is Verdict.PASS:
+            if upstream.status == 404 and not self.asking.caller.is_told_of_absence:
+                raise Hidden(self.trace.model)
             return self._release(attempt, upstream, body)
         kept = _keep(attempt, upstream, verdict, body)
         if verdict is Verdict.FAILED:

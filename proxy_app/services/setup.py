@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Longer than a migration by another process (20 ms), shorter than anybody notices at a start.
 BOOT_BUSY_S = 0.5
+# Lies beside a registry that has keys: a new and empty registry in its place must not open the door.
+MARK = "has-keys"
 # Client connections of one worker, far above what its GPUs can serve; descriptors for them, their backends and us.
 CONNECTIONS = 2000
 OWN_DESCRIPTORS = 60
@@ -84,6 +86,11 @@ def _prepare(settings: Settings, busy_s: float) -> list[str]:
         return applied
     finally:
         registry.close()
+
+
+def has_keys(settings: Settings) -> bool:
+    """Was there ever a key?"""
+    return (settings.data_dir / MARK).exists()
 
 
 def room_for_connections() -> int:

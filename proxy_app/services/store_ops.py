@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from proxy_app.dialects import store
-from proxy_app.domain import Backend, Fleet, ModelName
+from proxy_app.domain import Backend, Caller, Fleet, ModelName
 from proxy_app.errors import AllFailed, BadRequest, ClientGone, ModelNotFound, RequestError, Stopping, Unavailable
 from proxy_app.routing.targets import Targets, targets
+from proxy_app.services.access import check_allowed
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.parts import Crew, Order, error_answer
 from proxy_app.services.progress import Progress, outcome
@@ -39,27 +40,30 @@ class StoreOps:
     limits: Limits
     pull_to: tuple[str, ...]
 
-    def pull(self, call: Call, client: Client) -> Answer:
+    def pull(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Pull a model to the backends that get what is new."""
         with _traced(call) as trace:
             ask = store.read_pull(_body(call))
             trace.model = ask.given
+            check_allowed(caller, ask.name)
             order = self._order("pull", _streaming(call, ask.streams), self._targets())
             return self._progress(order, ask.streams, client, trace)
 
-    def create(self, call: Call, client: Client) -> Answer:
+    def create(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Make a model where what it is made of is."""
         with _traced(call) as trace:
             ask = store.read_create(_body(call))
             trace.model = ask.name.shortest
+            check_allowed(caller, ask.name, *filter(None, (ask.base,)))
             order = self._order("create", _streaming(call, ask.streams), self._makers(ask, call, client))
             return self._progress(order, ask.streams, client, trace)
 
-    def push(self, call: Call, client: Client) -> Answer:
+    def push(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Push a model from its best holder; from another one where that cannot be reached."""
         with _traced(call) as trace:
             ask = store.read_push(_body(call))
             trace.model = ask.given
+            check_allowed(caller, ask.name)
             holders = self._holders(ask.name, f"model '{ask.given}' not found")
             for holder in holders:
                 crew = self._crew(Order("push", _streaming(call, ask.streams), [holder]))
@@ -68,19 +72,21 @@ class StoreOps:
                     return answer
             raise AllFailed(f"no backend that holds '{ask.given}' can be reached")
 
-    def copy(self, call: Call, client: Client) -> Answer:
+    def copy(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Copy a model on every holder that is up."""
         with _traced(call) as trace:
             ask = store.read_copy(_body(call))
             trace.model = ask.given
+            check_allowed(caller, ask.source, ask.destination)
             holders = self._holders(ask.source, f"model {store.quoted(ask.given)} not found")
             return self._change(Order("copy", call, holders), client, trace)
 
-    def delete(self, call: Call, client: Client) -> Answer:
+    def delete(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Delete a model from every holder; one that is down keeps it, and is named."""
         with _traced(call) as trace:
             ask = store.read_delete(_body(call))
             trace.model = ask.given
+            check_allowed(caller, ask.name)
             holders = self._holders(ask.name, f"model '{ask.given}' not found")
             missing = [(name, "it is down and still holds it") for name in self._down(ask.name)]
             return self._change(Order("delete", call, holders, missing), client, trace)

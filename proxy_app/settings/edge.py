@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxy_app.settings.readers import MIB, choice, flag, seconds, setting, text, whole, words
+from proxy_app.settings.limits import KeyLimits, parse_limits
+from proxy_app.settings.readers import MIB, choice, flag, scopes, seconds, setting, strong_secret, text, whole, words
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,45 @@ class Listening:
         "CARAVAN_ANONYMOUS",
         False,
         flag,
-        "1 serves a public address to everybody who can reach it. Without it Caravan refuses to listen anywhere but on loopback.",
+        "1 serves everybody who can reach it, key or not. Without it a public address needs a key.",
+    )
+    admin_key: str | None = setting(
+        "CARAVAN_ADMIN_KEY",
+        None,
+        strong_secret,
+        "A key with all rights that is valid without being stored, to begin with. At least 128 bits: `openssl rand -hex 32`.",
+        secret=True,
+    )
+    anonymous_scopes: tuple[str, ...] = setting(
+        "CARAVAN_ANONYMOUS_SCOPES",
+        ("infer", "read"),
+        scopes,
+        "What somebody without a key may do where CARAVAN_ANONYMOUS=1 lets them in: some of infer, read, metrics, manage, admin.",
+    )
+    limits: KeyLimits = setting(
+        "CARAVAN_LIMITS",
+        KeyLimits(),
+        parse_limits,
+        "Limits of each key, and of all who come without one together, that its own do not replace: `rpm=60,burst=20,concurrent=4,tpm=100000,tpd=2000000,gpu=3600` (requests a minute, how many more at once, under way; tokens a minute and a day; GPU seconds a day) and `num_ctx=8192,num_predict=2048,images=4,body=1048576,keep_alive=600` (what one request may ask for; keep_alive in seconds).",
+    )
+    limit_excess: str = setting(
+        "CARAVAN_LIMIT_EXCESS",
+        "clamp",
+        choice("clamp", "refuse"),
+        "What happens to a request that asks for more num_ctx, num_predict or keep_alive than its key may: `clamp` gives it as much as it may have, `refuse` is a 400.",
+    )
+    usage_days: int = setting(
+        "CARAVAN_USAGE_DAYS",
+        90,
+        whole(1, 3650),
+        "How long is kept what each key used of which model in which hour.",
+        unit="days",
+    )
+    key_in_path: bool = setting(
+        "CARAVAN_KEY_IN_PATH",
+        False,
+        flag,
+        "1 takes a key as the beginning of the path too, `/k/<key>/api/chat`, for clients that can send no header. Whatever logs addresses in front of Caravan then logs keys.",
     )
     hosts: tuple[str, ...] = setting(
         "CARAVAN_HOSTS",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy_app.settings.backends import BackendSettings, check_url, read_backends
-from proxy_app.settings.readers import MIB, redis_url, seconds, setting, text, whole
+from proxy_app.settings.readers import MIB, Network, networks, redis_url, seconds, setting, text, whole
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,12 @@ class TheFleet:
         read_backends,
         "The fleet: `name=url,name=url`, or a JSON list of objects with name, url and optionally auth_token, headers, priority, slots, kind, cloud. The order is the priority order.",
         secret=True,
+    )
+    backend_nets: tuple[Network, ...] = setting(
+        "CARAVAN_BACKEND_NETS",
+        (),
+        networks,
+        "Networks in which backends may be, such as `10.1.0.0/16,127.0.0.0/8`; everywhere if not set, but never where clouds keep their machines' credentials (169.254.0.0/16). What counts is the address that was really connected to.",
     )
     base_url: str = setting(
         "OLLAMA_BASE_URL",

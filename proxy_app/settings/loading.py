@@ -38,17 +38,18 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".
     return Settings(**values)
 
 
-def check_exposure(settings: Settings) -> None:
+def check_exposure(settings: Settings, *, has_keys: bool) -> None:
     """Refuse to serve a public address to everybody unless that was said.
 
     Raises:
-        ConfigError: the address is public and CARAVAN_ANONYMOUS is not set.
+        ConfigError: the address is public, there is no key, and CARAVAN_ANONYMOUS is not set.
     """
-    if settings.is_public and not settings.anonymous:
+    if settings.is_public and not (settings.anonymous or settings.admin_key or has_keys):
         raise ConfigError(
             [
                 f"HOST: {settings.host} is a public address and anybody who reaches it could use the fleet. "
-                "Set CARAVAN_ANONYMOUS=1 if that is wanted, or HOST=127.0.0.1 behind a proxy that checks who asks."
+                "Make a key (`caravan keys create --label me --scope admin`, or CARAVAN_ADMIN_KEY), set "
+                "CARAVAN_ANONYMOUS=1 if everybody may, or HOST=127.0.0.1 behind a proxy that checks who asks."
             ]
         )
 

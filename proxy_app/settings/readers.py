@@ -5,7 +5,9 @@ Each reader raises ValueError with what is expected.
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import re
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any, TypeVar
@@ -83,6 +85,50 @@ def choice(*words: str) -> Reader:
         return raw.lower()
 
     return read
+
+
+SCOPES = ("infer", "read", "metrics", "manage", "admin")
+
+
+def scopes(raw: str) -> tuple[str, ...]:
+    found = words(raw)
+    strange = [word for word in found if word not in SCOPES]
+    if strange:
+        raise ValueError(f"expected some of {', '.join(SCOPES)}, not {', '.join(strange)}")
+    return found
+
+
+# What stands in other people's examples is known to everybody who scans the internet.
+_PUBLISHED = ("sk-1234", "sk-ant-", "changeme", "change-me", "password", "secret", "example", "0123456789", "abcdef")
+_LEAST_BITS = 128
+# Of 32 random hex digits one in a million has fewer different ones than this.
+_LEAST_LETTERS = 8
+
+
+def strong_secret(raw: str) -> str:
+    kinds = ((r"[a-z]", 26), (r"[A-Z]", 26), (r"[0-9]", 10), (r"[^A-Za-z0-9]", 30))
+    letters = sum(count for pattern, count in kinds if re.search(pattern, raw))
+    if re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", raw):
+        letters = 16
+    bits = len(raw) * math.log2(max(letters, 2))
+    # A text that repeats itself is as weak as what it repeats.
+    repeats = len(set(raw)) < _LEAST_LETTERS or raw in (raw + raw)[1:-1]
+    if bits < _LEAST_BITS or repeats or any(word in raw.lower() for word in _PUBLISHED):
+        raise ValueError(f"expected at least {_LEAST_BITS} random bits, such as `openssl rand -hex 32` prints")
+    return raw
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def networks(raw: str) -> tuple[Network, ...]:
+    found = []
+    for word in words(raw):
+        try:
+            found.append(ipaddress.ip_network(word, strict=False))
+        except ValueError:
+            raise ValueError(f"{word!r}: expected networks such as 10.1.0.0/16") from None
+    return tuple(found)
 
 
 def redis_url(raw: str) -> str:

@@ -110,6 +110,11 @@ class Registry:
         with self._mapped():
             return int(self._value("PRAGMA data_version"))
 
+    def identity(self) -> int:
+        """A number that no other registry has."""
+        with self._mapped():
+            return int(self._value("PRAGMA application_id"))
+
     def generation(self) -> tuple[int, int]:
         """(catalogue, volatile): which parts of a Fleet are out of date."""
         with self._mapped():
@@ -249,6 +254,20 @@ class Registry:
         with self._writing(epoch):
             for backend_id, number in granted.items():
                 self._db.execute("UPDATE wishes SET done = ? WHERE backend_id = ?", [number, backend_id])
+
+    # -- for the other tables of the same file ---------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[Database]:
+        """The database, for reads. Raises: RegistryAway."""
+        with self._mapped():
+            yield self._db
+
+    @contextmanager
+    def writing(self) -> Iterator[Database]:
+        """The database, in one write transaction. Raises: RegistryAway."""
+        with self._writing():
+            yield self._db
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from urllib3.util import SKIP_HEADER, Timeout
 from proxy_app.domain import Backend, Buffer
 from proxy_app.errors import BadAnswer, ConnectionLost, Unreachable, UpstreamError, UpstreamTimeout
 from proxy_app.upstream import headers as rules
+from proxy_app.upstream.nets import ANYWHERE, Nets
 from proxy_app.upstream.stream import Upstream
 
 # More than a worker has clients: a pool never closes a connection for want of room.
@@ -159,9 +160,18 @@ class _Connection(HTTPConnection):
     """
 
     response_class = _Answer
+    nets = ANYWHERE
     _joins = False
     _in_pieces = False
     _head = b""
+
+    def _new_conn(self) -> socket.socket:
+        connection = super()._new_conn()
+        try:
+            self.nets.check(connection)
+        except OSError as exc:
+            raise NewConnectionError(self, str(exc)) from exc
+        return connection
 
     def connect(self) -> None:
         _present.connected = True
@@ -194,19 +204,30 @@ class _TLSConnection(_Connection, HTTPSConnection):
     """The same over TLS."""
 
 
-class _Pool(urllib3.HTTPConnectionPool):
+class Pool(urllib3.HTTPConnectionPool):
+    """Connections to one backend, each of which leads where it may."""
+
     ConnectionCls = _Connection
+    nets = ANYWHERE
+
+    def _new_conn(self) -> Any:
+        connection = super()._new_conn()
+        connection.nets = self.nets  # type: ignore[attr-defined]
+        return connection
 
 
-class _TLSPool(urllib3.HTTPSConnectionPool):
+class TLSPool(Pool, urllib3.HTTPSConnectionPool):
+    """The same over TLS."""
+
     ConnectionCls = _TLSConnection
 
 
 class UpstreamClient:
     """Sends calls to backends. Built after the fork; safe for any number of greenlets."""
 
-    def __init__(self) -> None:
-        self._pools: dict[str, _Pool | _TLSPool] = {}
+    def __init__(self, nets: Nets = ANYWHERE) -> None:
+        self._nets = nets
+        self._pools: dict[str, Pool | TLSPool] = {}
 
     def send(self, backend: Backend, call: Call, limits: Limits) -> Upstream:
         """Send a call and wait for the head of the answer.
@@ -252,16 +273,19 @@ class UpstreamClient:
                 )
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as exc:
             raise _mapped(exc, backend, limits) from exc
+        finally:
+            _present.target = ""
         upstream = Upstream(response, limits.idle_s, time.monotonic() - _present.started_s)
         upstream.is_reusable = not _present.unsent
         return upstream
 
-    def _pool(self, backend: Backend) -> tuple[_Pool | _TLSPool, str]:
+    def _pool(self, backend: Backend) -> tuple[Pool | TLSPool, str]:
         url = urlsplit(backend.url)
         pool = self._pools.get(backend.url)
         if pool is None:
-            kind = _TLSPool if url.scheme == "https" else _Pool
+            kind = TLSPool if url.scheme == "https" else Pool
             pool = kind(url.hostname or "", port=url.port, maxsize=POOL_SIZE, block=False)
+            pool.nets = self._nets
             self._pools[backend.url] = pool
         return pool, url.path
 
@@ -305,7 +329,7 @@ def _has_answered(connection: socket.socket) -> bool:
     return True
 
 
-def _drop_idle(pool: _Pool | _TLSPool) -> None:
+def _drop_idle(pool: Pool | TLSPool) -> None:
     """Close a pool's idle connections; those in use come back to it as before."""
     idle = pool.pool
     while idle is not None:

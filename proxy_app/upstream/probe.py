@@ -17,16 +17,26 @@ from requests.exceptions import RequestException
 from proxy_app.domain import Backend
 from proxy_app.errors import BadAnswer, Unreachable, UpstreamError, UpstreamTimeout
 from proxy_app.upstream import headers as rules
+from proxy_app.upstream.client import Pool, TLSPool
+from proxy_app.upstream.nets import ANYWHERE, Nets
 
 # A listing of 20,000 models is about 8 MiB.
 LONGEST_ANSWER = 32 << 20
 
 
-class _SystemTrust(HTTPAdapter):
-    """Trusts what the machine trusts (SSL_CERT_FILE included), as the relay does; requests alone has its own list."""
+class _Adapter(HTTPAdapter):
+    """Trusts what the machine trusts (SSL_CERT_FILE included) and connects where it may, as the relay does."""
+
+    def __init__(self, nets: Nets) -> None:
+        self._nets = nets
+        super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **kwargs)
+        kinds = {"http": Pool, "https": TLSPool}
+        self.poolmanager.pool_classes_by_scheme = {
+            scheme: type(kind.__name__, (kind,), {"nets": self._nets}) for scheme, kind in kinds.items()
+        }
 
 
 class _NoCookies(RequestsCookieJar):
@@ -37,12 +47,13 @@ class _NoCookies(RequestsCookieJar):
 class Prober:
     """Asks one backend. Not shared between threads: a session keeps its connection."""
 
-    def __init__(self, backend: Backend, connect_s: float, read_s: float, via: str) -> None:
+    def __init__(self, backend: Backend, connect_s: float, read_s: float, via: str, nets: Nets = ANYWHERE) -> None:
         self._backend = backend
         self._connect_s, self._read_s = connect_s, read_s
         self._session = requests.Session()
         self._session.trust_env = False
-        self._session.mount("https://", _SystemTrust())
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Adapter(nets))
         self._session.cookies = _NoCookies()
         self._session.headers.update({"Via": via} | rules.own_headers(backend))
 
@@ -149,14 +160,21 @@ def _mapped(exc: RequestException, path: str, read_s: float) -> UpstreamError:
     if isinstance(exc, requests.Timeout):
         return UpstreamTimeout(f"{path} did not answer within {read_s:g} s")
     text = str(exc)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return Unreachable("its TLS certificate is not trusted on this machine")
+    known = next((words for mark, words in _CAUSES.items() if mark in text), None)
+    if known is not None:
+        return Unreachable(known)
     if isinstance(exc, requests.exceptions.SSLError):
         return Unreachable("TLS failed: is it plain http there?")
-    if "refused" in text:
-        return Unreachable("connection refused")
-    if "resolve" in text or "Name or service" in text:
-        return Unreachable("the name cannot be resolved")
     if isinstance(exc, requests.ConnectionError):
         return Unreachable("the connection was closed without an answer: is it https there?")
     return BadAnswer(f"{path}: no HTTP answer")
+
+
+# What stands in the errors of the drivers, and what an operator makes of it.
+_CAUSES = {
+    "CARAVAN_BACKEND_NETS": "its address is not one that CARAVAN_BACKEND_NETS allows",
+    "CERTIFICATE_VERIFY_FAILED": "its TLS certificate is not trusted on this machine",
+    "refused": "connection refused",
+    "resolve": "the name cannot be resolved",
+    "Name or service": "the name cannot be resolved",
+}

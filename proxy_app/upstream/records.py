@@ -9,27 +9,35 @@ LONGEST = 64 << 10
 class LastRecord:
     """Takes a stream's pieces as they pass; the usual piece, which is one record, costs one comparison.
 
+    `tokens`: how many marks have passed.
+
     Args:
         end: what ends a record.
+        mark: what stands once in each record that brings a token.
     """
 
-    __slots__ = ("_end", "_frame_end", "_last", "_part")
+    __slots__ = ("_before", "_end", "_frame_end", "_last", "_mark", "_part", "tokens")
 
-    def __init__(self, end: bytes) -> None:
+    def __init__(self, end: bytes, mark: bytes = b"\n") -> None:
         self._end, self._frame_end = end, end + b"\r\n"
+        self._before = b""
         self._last = b""
         self._part = b""
+        self._mark = mark
+        self.tokens = 0
 
     def note(self, piece: bytes) -> None:
+        self.tokens += piece.count(self._mark)
         if not self._part and piece.endswith(self._end):
-            self._last = piece
+            self._before, self._last = self._last, piece
         else:
             self._add(piece)
 
     def note_chunk(self, frame: bytes) -> None:
         """The same of a piece that is framed as one chunk."""
+        self.tokens += frame.count(self._mark)
         if not self._part and frame.endswith(self._frame_end):
-            self._last = frame
+            self._before, self._last = self._last, frame
         else:
             self._add(frame[frame.find(b"\n") + 1 : -2])
 
@@ -37,6 +45,11 @@ class LastRecord:
     def seen(self) -> bytes:
         """The last record, whether its end has come or not."""
         return self._part or self._last
+
+    @property
+    def last_two(self) -> bytes:
+        """The last record and the one before it: some dialects say what an answer cost before they say its end."""
+        return self._before + self.seen
 
     @property
     def is_open(self) -> bool:
@@ -52,7 +65,9 @@ class LastRecord:
         part = self._part + piece
         # Records before the last one are of no interest, and would push its beginning out.
         before = part.rfind(self._end, 0, max(0, len(part) - len(self._end)))
-        part = part if before < 0 else part[before + len(self._end) :]
+        if before >= 0:
+            self._last = part[: before + len(self._end)][-LONGEST:]
+            part = part[before + len(self._end) :]
         self._part = part if len(part) <= LONGEST else part[: LONGEST // 2] + part[-LONGEST // 2 :]
         if part.endswith(self._end):
-            self._last, self._part = self._part, b""
+            self._before, self._last, self._part = self._last, self._part, b""

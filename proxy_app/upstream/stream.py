@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import socket
 import time
+from collections.abc import Callable
 from typing import cast
 
 import gevent
@@ -22,6 +23,7 @@ from proxy_app.upstream.headers import clean_reason
 from proxy_app.upstream.records import LastRecord
 
 READ_BYTES = 65536
+Change = Callable[[bytes], bytes]
 READABLE, WRITABLE = 1, 2
 
 
@@ -117,18 +119,21 @@ class Upstream:
         """Are both ends plain sockets of the hub? TLS keeps bytes of its own that no watcher sees."""
         return type(self._socket) is gevent.socket.socket and type(client) is gevent.socket.socket
 
-    def pump(self, client: socket.socket, record: LastRecord) -> None:
+    def pump(self, client: socket.socket, record: LastRecord, change: Change | None = None) -> None:
         """Move the rest of the body to a client that reads chunks.
 
         Args:
-            record: is told of all that went out.
+            record: is told of all that came.
+            change: what is done to each piece before it goes out.
 
         Raises:
             Truncated: as `read`.
             ClientGone: the client hung up, or took nothing for as long as a backend may be silent.
         """
         assert self._socket is not None, "can_pump was not asked"
-        _Pump(self._socket, client, self._framing, self._idle_s, record).run()
+        pump = _Pump(self._socket, client, self._framing, self._idle_s, record)
+        pump.change = change
+        pump.run()
 
     def close(self) -> None:
         """Give the connection back, or close it; idempotent."""
@@ -162,6 +167,7 @@ class _Pump:
     ) -> None:
         self._source, self._client, self._framing, self._idle_s = source, client, framing, idle_s
         self._note = record.note_chunk
+        self.change: Change | None = None
         self._feed = framing.feed_chunk if isinstance(framing, Chunked) else self._feed_and_frame
         self._pending = b""
         self._moves = 0
@@ -227,7 +233,18 @@ class _Pump:
         frame = self._feed(data)
         if frame:
             self._note(frame)
-            self._write(frame)
+            if self.change is not None:
+                frame = self._changed(frame, self.change)
+            if frame:
+                self._write(frame)
+
+    @staticmethod
+    def _changed(frame: bytes, change: Change) -> bytes:
+        payload = frame[frame.find(b"\n") + 1 : -2]
+        changed = change(payload)
+        if changed is payload:
+            return frame
+        return chunk(changed) if changed else b""
 
     def _settle(self) -> None:
         """Finish once the body is complete, or broken, and all of it has gone out."""

@@ -21,6 +21,7 @@ from proxy_app.settings import Settings, load
 from proxy_app.web import guards
 from proxy_app.web.bodies import has_body
 from proxy_app.web.connection import close_after_answer
+from proxy_app.web.keypath import masked, take_key_from_path
 from proxy_app.web.relayed import query_as_sent
 from proxy_app.web.respond import Raw, register_errors, text_answer
 from proxy_app.web.routes import TABLE
@@ -41,6 +42,8 @@ class _App(Flask):
         # (RFC 9110 §7.8). An absolute target without a path means "/".
         environ.pop("HTTP_UPGRADE", None)
         environ["PATH_INFO"] = environ["PATH_INFO"] or "/"
+        if self.config["KEY_IN_PATH"]:
+            take_key_from_path(environ)
         return super().wsgi_app(environ, start_response)
 
 
@@ -54,6 +57,7 @@ def build(settings: Settings | None = None) -> Flask:
     telemetry.configure(settings.log_level)
     app = _App("proxy_app", static_folder=None, template_folder="web/templates")
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.config["KEY_IN_PATH"] = settings.key_in_path
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = True
     _register_routes(app, settings)
@@ -87,11 +91,11 @@ def _register_signature(app: Flask) -> None:
             # What is left of it would be taken for the next request, or answered a second time.
             close_after_answer()
         origin = request.environ.get("HTTP_ORIGIN")
-        if origin is not None and response.status_code != 403:
+        if origin is not None and not g.get("origin_refused"):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers.add("Vary", "Origin")
         if log.isEnabledFor(logging.DEBUG):
-            fields = {"request_id": g.request_id, "method": request.method, "path": request.path[:LOGGED_NAME]}
+            fields = {"request_id": g.request_id, "method": request.method, "path": masked(request.path)[:LOGGED_NAME]}
             log.debug("answered", extra={"fields": fields | {"status": response.status_code}})
         return response
 
@@ -106,9 +110,8 @@ def _register_misses(app: Flask) -> None:
         clean = _SLASHES.sub("/", path).rstrip("/")
         as_sent = request.environ.get("RAW_URI", "").partition("?")[0]
         if clean != path and clean in known and "%" not in as_sent:
-            return _redirect(
-                clean + query_as_sent(request.environ), 307 if "//" in path or request.method != "GET" else 301
-            )
+            target = request.environ.get("caravan.prefix", "") + clean + query_as_sent(request.environ)
+            return _redirect(target, 307 if "//" in path or request.method != "GET" else 301)
         return text_answer(ollama.NOT_FOUND, 404)
 
     @app.errorhandler(MethodNotAllowed)

@@ -10,24 +10,26 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from flask import g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
+from proxy_app.dialects.credentials import presented
 from proxy_app.dialects.errors import Dialect
-from proxy_app.errors import BadRequest, ClientGone, Forbidden, Loop, RequestError, Stopping, Unavailable
+from proxy_app.domain import Caller, Scope
+from proxy_app.errors import BadRequest, ClientGone, Loop, RequestError, Stopping, Unavailable
+from proxy_app.services.access import check_scope
 from proxy_app.services.relayed import STOPPING
 from proxy_app.settings import Settings
 from proxy_app.web import hosts
 from proxy_app.web.connection import close_after_answer
-from proxy_app.web.respond import Raw, error_answer
+from proxy_app.web.respond import Raw, error_answer, runtime
 
 View = Callable[..., Raw]
-Scope = Literal["open", "read", "infer", "manage"]
-"""`open` needs nothing; `manage` changes what backends hold, or an account: only from this machine itself."""
+Need = Scope | Literal["open"]
+"""The scope that a route needs; `open` needs no key either."""
 
 # The longest request body is the setting CARAVAN_MAX_BODY; that of an upload, which is never held, has no limit.
 FROM_SETTING = -1
@@ -58,7 +60,7 @@ class Route:
     path: str
     view: View
     methods: tuple[str, ...]
-    scope: Scope
+    scope: Need
     body: int = NO_BODY
     dialect: Dialect = "ollama"
 
@@ -70,7 +72,6 @@ class Route:
 def guarded(route: Route, settings: Settings) -> View:
     """A route's view with its guards around it."""
     limit = {FROM_SETTING: settings.max_body, UNLIMITED: None}.get(route.body, route.body)
-    check_scope = partial(_check_local, settings) if route.scope == "manage" else _allow
 
     def view(**parts: str) -> Raw:
         if request.method not in route.methods:
@@ -78,7 +79,9 @@ def guarded(route: Route, settings: Settings) -> View:
             raise MethodNotAllowed(valid_methods=route.methods)
         g.body_limit = limit
         try:
-            check_scope(request.environ)
+            if route.scope != "open":
+                g.caller = _recognised(settings)
+                check_scope(g.caller, route.scope)
             return route.view(**parts)
         except RequestError as error:
             return error_answer(error, route.dialect)
@@ -106,6 +109,7 @@ def first(settings: Settings) -> Callable[[], Raw | None]:
         _check_connection(environ)
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and not origin_allowed(origin, host):
+            g.origin_refused = True
             return Raw(b"", 403)
         if origin is not None and environ["REQUEST_METHOD"] == "OPTIONS":
             return Raw(b"", 204, hosts.PREFLIGHT_HEADERS)
@@ -175,17 +179,16 @@ def _is_named(path: str) -> bool:
     return path.startswith(_WITH_NAMES) and not {"", ".", ".."} & set(segments[1:]) and "\\" not in path
 
 
-def _check_local(settings: Settings, environ: Mapping[str, Any]) -> None:
-    """Does this machine itself ask? Without keys that is all that tells an operator from anybody.
+def _recognised(settings: Settings) -> Caller:
+    """Who asks. Raises: Unauthorized, Unavailable."""
+    environ = request.environ
+    given = presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+    return runtime().access.caller(given, environ.get("REMOTE_ADDR", ""), is_local=_is_local(settings, environ))
 
-    Raises:
-        Forbidden: no.
-    """
+
+def _is_local(settings: Settings, environ: Mapping[str, Any]) -> bool:
+    """Does this machine itself ask, and nobody through it? Without keys that is all that tells an operator from
+    anybody."""
     via_proxy = settings.trusted_hops or any(name.startswith(_FORWARDED) for name in environ)
     here = all(hosts.is_this_machine(environ.get(name, "?")) for name in ("REMOTE_ADDR", "HTTP_HOST"))
-    if settings.is_public or via_proxy or not here:
-        raise Forbidden("this changes what the backends hold: Caravan serves it on a loopback address, directly, only")
-
-
-def _allow(_: Mapping[str, Any]) -> None:
-    """Nothing is asked for."""
+    return not settings.is_public and not via_proxy and here

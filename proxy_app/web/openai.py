@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from flask import request
+from flask import g, request
 
 from proxy_app.web.respond import Raw, from_memory, listing_answer, runtime
 
 
 def models() -> Raw:
-    return listing_answer(runtime().reloader.fleet.models, request, "application/json")
+    services = runtime()
+    return listing_answer(services.views.models(services.reloader.fleet, g.caller), request, "application/json")
 
 
 def model(name: str) -> Raw:
-    body = runtime().catalog.model(name)
+    body = runtime().catalog.model(name, g.caller)
     return Raw(body, 200, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *from_memory()])

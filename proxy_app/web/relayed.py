@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from flask import g, request
 
 from proxy_app.dialects.body import Asked, asked, is_blank
+from proxy_app.dialects.bounds import Bounds, bounded
 from proxy_app.dialects.inference import InferenceRoute
+from proxy_app.dialects.usage import with_usage
 from proxy_app.domain import Buffer
-from proxy_app.errors import BadRequest
+from proxy_app.errors import BadRequest, BodyTooLarge
+from proxy_app.services.relay import Relay
 from proxy_app.services.relayed import Answer
+from proxy_app.services.search import Asking
 from proxy_app.upstream.aside import Aside
 from proxy_app.upstream.body import Body
 from proxy_app.upstream.client import Call
@@ -31,7 +36,8 @@ def relayed(route: InferenceRoute) -> Callable[[], Raw]:
         try:
             buffer = body.buffer()
             ask = _read(route, buffer)
-            search = _searching(route, body, _call(route, buffer), ask)
+            asking = _asking(route, buffer, ask)
+            search = partial(_answered, services.relay, asking, ask.model, body)
         except BaseException:
             body.close()
             raise
@@ -41,15 +47,42 @@ def relayed(route: InferenceRoute) -> Callable[[], Raw]:
     return view
 
 
-def _searching(route: InferenceRoute, body: Body, call: Call, ask: Asked) -> Callable[[], Answer]:
-    """What finds an answer; the body is not needed any more once there is one."""
-    relay, client = runtime().relay, GunicornClient(request.environ)
+def _answered(relay: Relay, asking: Asking, model: str, body: Body) -> Answer:
+    """Find an answer; the body is not needed any more once there is one."""
+    with body:
+        return relay.answer(asking, model)
 
-    def search() -> Answer:
-        with body:
-            return relay.answer(route, call, ask.model, client)
 
-    return search
+def _asking(route: InferenceRoute, body: Buffer, ask: Asked) -> Asking:
+    """What is asked, by whom; an OpenAI chat that streams says what it cost only where it is asked to."""
+    body = _bounded(route, body)
+    counts = g.caller.key_id and ask.stream and route.path in ("/v1/chat/completions", "/v1/completions")
+    more = with_usage(body) if counts and not _is_packed() else None
+    call = _call(route, body if more is None else more)
+    return Asking(route, call, GunicornClient(request.environ), g.caller, hides_usage=more is not None)
+
+
+def _bounded(route: InferenceRoute, body: Buffer) -> Buffer:
+    """The body as the caller's key may send it.
+
+    Raises:
+        BodyTooLarge, BadRequest: it may not.
+    """
+    services = runtime()
+    limits = services.limiter.of(g.caller)
+    if limits.body is not None and len(body) > limits.body:
+        raise BodyTooLarge(f"this key may send {limits.body} bytes with a request")
+    refuses = services.settings.limit_excess == "refuse"
+    bounds = Bounds(limits.num_ctx, limits.num_predict, limits.images, limits.keep_alive, refuses)
+    if bounds.is_nothing or route.needs_multipart:
+        return body
+    if _is_packed():
+        raise BadRequest("this key has limits that a compressed body cannot be held to: send it as it is")
+    return bounded(body, route.dialect, bounds) or body
+
+
+def _is_packed() -> bool:
+    return str(request.environ.get("HTTP_CONTENT_ENCODING", "identity")).strip().lower() != "identity"
 
 
 def origin() -> Origin:

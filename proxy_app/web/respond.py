@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from proxy_app.dialects.errors import JSON, Dialect, error_body
 from proxy_app.domain import Listing
-from proxy_app.errors import CloudDisabled, RequestError, Unavailable
+from proxy_app.errors import CloudDisabled, Limited, RequestError, Unauthorized, Unavailable
 from proxy_app.services.runtime import Runtime
 
 Pairs = Iterable[tuple[str, str]]
@@ -42,12 +42,19 @@ def text_answer(body: bytes, status: int = 200, headers: Pairs = ()) -> Raw:
 
 def from_memory() -> list[tuple[str, str]]:
     """The headers of an answer that comes from the Fleet; Age grows only while nobody refreshes it."""
-    return [("X-Caravan-Cache", "hit"), ("Age", str(runtime().reloader.age_s))]
+    return [("X-Caravan-Cache", "hit"), ("Age", str(runtime().reloader.age_s)), *private()]
+
+
+def private() -> list[tuple[str, str]]:
+    """Where there are keys, an answer is for the one who asked: no cache in between may give it to another."""
+    return [] if g.caller.sees_all else [("Cache-Control", "private, no-cache"), ("Vary", "Authorization, X-Api-Key")]
 
 
 def listing_answer(listing: Listing, asked: Request, content_type: str = JSON) -> Raw:
     """A finished listing, or 304 where the client has it already (RFC 9110 §13.1.2)."""
-    headers = [("ETag", listing.etag), ("Cache-Control", "no-cache"), *from_memory()]
+    headers = [("ETag", listing.etag), *from_memory()]
+    if g.caller.sees_all:
+        headers.append(("Cache-Control", "no-cache"))
     if asked.headers.get("If-None-Match") and asked.if_none_match.contains_weak(listing.etag.strip('"')):
         return Raw(b"", 304, headers)
     body = listing.body
@@ -59,8 +66,12 @@ def error_answer(error: RequestError, dialect: Dialect) -> Raw:
     # Ollama answers this one in its own form on every route (measured: v1_chat_cloud_disabled_403).
     form: Dialect = "ollama" if isinstance(error, CloudDisabled) else dialect
     headers = []
-    if isinstance(error, Unavailable):
+    if isinstance(error, (Unavailable, Limited)):
         headers.append(("Retry-After", str(error.retry_after_s)))
+    if isinstance(error, Limited):
+        headers += error.headers
+    if isinstance(error, Unauthorized):
+        headers.append(("WWW-Authenticate", 'Bearer realm="caravan"'))
     return _rendered(form, error.status, error.message, headers)
 
 

@@ -1,8 +1,8 @@
-"""Routes that change what the backends hold: for this machine only, until there are keys."""
+"""Routes that change what the backends hold."""
 
 from __future__ import annotations
 
-from flask import request
+from flask import g, request
 
 from proxy_app.upstream.client import Call
 from proxy_app.web.bodies import announced_length, pieces, read_short_body
@@ -13,23 +13,23 @@ from proxy_app.web.respond import Raw, runtime
 
 
 def pull() -> Raw:
-    return passed(runtime().store.pull(_call(), GunicornClient(request.environ)))
+    return passed(runtime().store.pull(_call(), GunicornClient(request.environ), g.caller))
 
 
 def push() -> Raw:
-    return passed(runtime().store.push(_call(), GunicornClient(request.environ)))
+    return passed(runtime().store.push(_call(), GunicornClient(request.environ), g.caller))
 
 
 def create() -> Raw:
-    return passed(runtime().store.create(_call(), GunicornClient(request.environ)))
+    return passed(runtime().store.create(_call(), GunicornClient(request.environ), g.caller))
 
 
 def copy() -> Raw:
-    return passed(runtime().store.copy(_call(), GunicornClient(request.environ)))
+    return passed(runtime().store.copy(_call(), GunicornClient(request.environ), g.caller))
 
 
 def delete() -> Raw:
-    return passed(runtime().store.delete(_call(), GunicornClient(request.environ)))
+    return passed(runtime().store.delete(_call(), GunicornClient(request.environ), g.caller))
 
 
 def find_blob(digest: str) -> Raw:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import request
+from flask import g, request
 
 from proxy_app.dialects import ollama
 from proxy_app.web.respond import Raw, from_memory, json_answer, listing_answer, runtime, text_answer
@@ -17,11 +17,13 @@ def version() -> Raw:
 
 
 def tags() -> Raw:
-    return listing_answer(runtime().reloader.fleet.tags, request)
+    services = runtime()
+    return listing_answer(services.views.tags(services.reloader.fleet, g.caller), request)
 
 
 def loaded() -> Raw:
-    return json_answer(runtime().reloader.fleet.loaded, headers=from_memory())
+    services = runtime()
+    return json_answer(services.views.loaded(services.reloader.fleet, g.caller), headers=from_memory())
 
 
 def status() -> Raw:

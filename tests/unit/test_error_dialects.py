@@ -61,7 +61,21 @@ def test_an_anthropic_error_has_the_type_of_its_status(status: int, kind: str) -
     assert json.loads(error_body("anthropic", status, "x"))["error"]["type"] == kind
 
 
-@pytest.mark.parametrize("status", [403, 413, 500, 502, 503])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "not_found_error"),
+        (429, "rate_limit_error"),
+    ],
+)
+def test_an_openai_error_has_the_type_of_its_status(status: int, kind: str) -> None:
+    assert json.loads(error_body("openai", status, "x"))["error"]["type"] == kind
+
+
+@pytest.mark.parametrize("status", [413, 500, 502, 503])
 def test_other_openai_errors_are_api_errors(status: int) -> None:
     assert json.loads(error_body("openai", status, "x"))["error"]["type"] == "api_error"
 

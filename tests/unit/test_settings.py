@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from proxy_app.errors import ConfigError
 from proxy_app.settings import Settings, check_exposure, load, settings_doc
 
 ROOT = Path(__file__).resolve().parents[2]
+# 128 bits in hex.
+STRONG = "9f86d081884c7d659a2feaa0c55ad015"
 # Those that the public interface and other tools rely on.
 DEFAULTS = {
     "HOST": ("host", "127.0.0.1"),
@@ -327,14 +330,83 @@ def test_without_backends_there_is_one_default(raw: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost", "LOCALHOST"])
 def test_a_loopback_address_needs_no_permission(host: str) -> None:
-    check_exposure(read({"HOST": host}))
+    check_exposure(read({"HOST": host}), has_keys=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "192.168.1.2", "10.0.0.1", "gpu1", "example.com"])
 def test_any_other_address_is_refused_until_it_is_said(host: str) -> None:
     with pytest.raises(ConfigError, match="CARAVAN_ANONYMOUS=1"):
-        check_exposure(read({"HOST": host}))
-    check_exposure(read({"HOST": host, "CARAVAN_ANONYMOUS": "1"}))
+        check_exposure(read({"HOST": host}), has_keys=False)
+    check_exposure(read({"HOST": host, "CARAVAN_ANONYMOUS": "1"}), has_keys=False)
+
+
+def test_a_public_address_is_served_where_somebody_has_a_key() -> None:
+    check_exposure(read({"HOST": "0.0.0.0"}), has_keys=True)
+    check_exposure(read({"HOST": "0.0.0.0", "CARAVAN_ADMIN_KEY": STRONG}), has_keys=False)
+
+
+def test_the_refusal_says_what_to_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_exposure(read({"HOST": "0.0.0.0"}), has_keys=False)
+    for way in ("caravan keys create", "CARAVAN_ADMIN_KEY", "CARAVAN_ANONYMOUS=1", "HOST=127.0.0.1"):
+        assert way in str(caught.value)
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [STRONG, STRONG.upper(), "kT3_9vQz7LmWx2RfB8-nYc5HdJ", "correct horse battery staple and some"],
+)
+def test_a_strong_admin_key_is_taken(text: str) -> None:
+    assert read({"CARAVAN_ADMIN_KEY": text}).admin_key == text
+
+
+@pytest.mark.parametrize("size_bytes", [16, 32])
+def test_what_openssl_prints_is_strong(size_bytes: int) -> None:
+    for seed in range(300):
+        key = random.Random(seed).randbytes(size_bytes).hex()
+        assert read({"CARAVAN_ADMIN_KEY": key}).admin_key == key
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "hunter2",
+        STRONG[:31],
+        "1" * 200,
+        "ab" * 100,
+        "0123456789abcdef" * 4,
+        "sk-1234",
+        "sk-1234" + STRONG,
+        "changeme" + STRONG,
+        "my-password-" + STRONG,
+    ],
+)
+def test_a_weak_admin_key_is_refused_in_words_that_do_not_repeat_it(text: str) -> None:
+    with pytest.raises(ConfigError, match="CARAVAN_ADMIN_KEY: expected at least 128 random bits") as caught:
+        read({"CARAVAN_ADMIN_KEY": text})
+    assert len(text) < 8 or text not in str(caught.value)
+
+
+def test_an_admin_key_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(f"{STRONG}\n")
+    settings = read({"CARAVAN_ADMIN_KEY_FILE": str(path)})
+    assert settings.admin_key == STRONG
+    assert STRONG not in repr(settings)
+    path.write_text("weak")
+    with pytest.raises(ConfigError, match="128 random bits"):
+        read({"CARAVAN_ADMIN_KEY_FILE": str(path)})
+
+
+def test_anonymous_scopes_are_words_of_the_list() -> None:
+    assert read({}).anonymous_scopes == ("infer", "read")
+    assert read({"CARAVAN_ANONYMOUS_SCOPES": "read, metrics"}).anonymous_scopes == ("read", "metrics")
+    with pytest.raises(ConfigError, match=r"CARAVAN_ANONYMOUS_SCOPES: expected some of .* not root"):
+        read({"CARAVAN_ANONYMOUS_SCOPES": "read root"})
 
 
 # -- the page --------------------------------------------------------------------------------------

