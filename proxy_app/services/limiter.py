@@ -16,12 +16,14 @@ from proxy_app.dialects.usage import sane
 from proxy_app.domain import Caller, KeyLimits
 from proxy_app.errors import CacheAway, Limited
 from proxy_app.routing.meter import Metered, meter
-from proxy_app.store.limits import Admission, LimitStore, Reserved, today
+from proxy_app.store.limits import Admission, Ended, LimitStore, Reserved, today
 from proxy_app.store.redis import unix_now
 
 log = logging.getLogger(__name__)
 
 RENEW_S = 20.0
+# What ends within this is settled in one round trip; a place under way is given back that much later.
+BATCH_S = 0.005
 # A client that sends one request after the other is quicker than the thread that settles them.
 LOOKS = 3
 LOOK_S = 0.02
@@ -81,7 +83,7 @@ class Limiter:
     def __init__(self, store: LimitStore, default: KeyLimits, workers: int) -> None:
         self._store, self._default, self._workers = store, default, workers
         self._live: dict[str, Reserved] = {}
-        self._ended: list[tuple[Reserved, int, int]] = []
+        self._ended: list[Ended] = []
         self._local_tat: LRUCache[tuple[str, str], float] = LRUCache(REMEMBERED)
         self._local_now: Counter[str] = Counter()
         self._spent: defaultdict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -141,7 +143,7 @@ class Limiter:
             self._local_now[reserved.key_id] -= 1
             return
         self._live.pop(reserved.member, None)
-        self._ended.append((reserved, sane(tokens), sane(gpu_ms)))
+        self._ended.append(Ended(reserved, sane(tokens), sane(gpu_ms)))
         self._wake.set()
 
     def close(self) -> None:
@@ -184,6 +186,8 @@ class Limiter:
         while True:
             self._wake.wait(RENEW_S)
             self._wake.clear()
+            if not self._stopping:
+                time.sleep(BATCH_S)
             try:
                 self._settle()
                 if time.monotonic() - renewed_s >= RENEW_S:
@@ -198,13 +202,14 @@ class Limiter:
 
     def _settle(self) -> None:
         ended, self._ended = self._ended, []
-        for place, (reserved, tokens, gpu_ms) in enumerate(ended):
-            try:
-                self._store.settle(reserved, tokens, gpu_ms)
-            except CacheAway:
-                # What cannot be told now is told later; a script that ran twice changes nothing.
-                self._ended = [*ended[place:], *self._ended][:REMEMBERED]
-                raise
+        if not ended:
+            return
+        try:
+            self._store.settle(ended)
+        except CacheAway:
+            # What cannot be told now is told later.
+            self._ended = [*ended, *self._ended][:REMEMBERED]
+            raise
 
 
 def _until_midnight_s() -> float:

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,6 +172,16 @@ class Script:
             return client.evalsha(self._sha, len(keys), *keys, *args)
         except redis.exceptions.NoScriptError:
             return client.eval(self._source, len(keys), *keys, *args)
+
+    def many(self, client: redis.Redis, calls: Sequence[tuple[list[str], list[Any]]]) -> None:
+        """Call it several times in one round trip; an answer that is an error stands for that one call alone."""
+        pipeline = client.pipeline(transaction=False)
+        for keys, args in calls:
+            pipeline.evalsha(self._sha, len(keys), *keys, *args)
+        answers = pipeline.execute(raise_on_error=False)
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, redis.exceptions.NoScriptError):
+                self(client, *call)
 
 
 def unix_now() -> float:

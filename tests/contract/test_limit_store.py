@@ -15,7 +15,7 @@ from proxy_app.domain import Caller, KeyLimits, parse_limits
 from proxy_app.errors import CacheAway, Limited
 from proxy_app.services.limiter import Limiter, limit_headers
 from proxy_app.store import limits as limits_module
-from proxy_app.store.limits import Admission, LimitStore, Reserved
+from proxy_app.store.limits import Admission, Ended, LimitStore, Reserved
 from proxy_app.store.redis import RedisGate
 from tests.fakes.redis import PrivateRedis, find_redis_server
 from tests.wire.shows import until
@@ -119,7 +119,7 @@ def test_many_at_once_get_no_more_than_there_is(redis_url: str, tmp_path: Path) 
 
 def test_settling_puts_what_was_used_in_the_place_of_what_was_reserved(store: LimitStore, db: redis.Redis) -> None:
     (one,) = let_in(store, want(ALL, "m", tokens=300))
-    store.settle(one, 120, 2500)
+    store.settle([Ended(one, 120, 2500)])
     assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "120"
     assert db.get(f"{{test:k}}:limit:gpu:{DAY}") == "2500"
     assert db.zcard("{test:k}:limit:now") == 0
@@ -131,9 +131,9 @@ def test_settling_puts_what_was_used_in_the_place_of_what_was_reserved(store: Li
 
 def test_settling_twice_changes_nothing(store: LimitStore, db: redis.Redis) -> None:
     (one,) = let_in(store, want(ALL, "m", tokens=300))
-    store.settle(one, 120, 2500)
+    store.settle([Ended(one, 120, 2500)])
     before = everything(db)
-    store.settle(one, 120, 2500)
+    store.settle([Ended(one, 120, 2500)])
     assert everything(db) == before
 
 
@@ -141,7 +141,7 @@ def test_settling_gives_all_of_an_unused_reservation_back(store: LimitStore, db:
     limits = "tpm=300,tpd=300"
     (one,) = let_in(store, want(limits, tokens=300))
     assert store.admit(want(limits, tokens=300)).refused_by == "tpm"
-    store.settle(one, 0, 0)
+    store.settle([Ended(one, 0, 0)])
     assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "0"
     let_in(store, want(limits, tokens=300))
 
@@ -150,7 +150,7 @@ def test_settling_gives_all_of_an_unused_reservation_back(store: LimitStore, db:
 def test_what_was_used_beyond_the_limit_is_waited_for(store: LimitStore, used: int) -> None:
     """100 a minute are reserved of 300 tokens; all of them count in the end, whatever was guessed."""
     (one,) = let_in(store, want("tpm=100", tokens=300))
-    store.settle(one, used, 0)
+    store.settle([Ended(one, used, 0)])
     answer = store.admit(want("tpm=100", tokens=10))
     assert answer.refused_by == "tpm"
     assert answer.wait_s == pytest.approx(60 * (used - 100 + 10) / 100, abs=2)
@@ -159,7 +159,7 @@ def test_what_was_used_beyond_the_limit_is_waited_for(store: LimitStore, used: i
 def test_a_day_is_refused_once_it_is_used_up(store: LimitStore) -> None:
     limits = "tpd=100"
     (one,) = let_in(store, want(limits, tokens=10))
-    store.settle(one, 100, 0)
+    store.settle([Ended(one, 100, 0)])
     answer = store.admit(want(limits, tokens=10))
     assert answer.refused_by == "tpd"
     assert 0 < answer.wait_s <= 86400
@@ -169,7 +169,7 @@ def test_a_day_is_refused_once_it_is_used_up(store: LimitStore) -> None:
 def test_what_is_stored_ends_by_itself(store: LimitStore, db: redis.Redis) -> None:
     (one,) = let_in(store, want(ALL, tokens=10))
     let_in(store, want(ALL, tokens=10))
-    store.settle(one, 20, 30)
+    store.settle([Ended(one, 20, 30)])
     names = list(db.scan_iter("*"))
     assert len(names) == 5
     assert all(0 < db.ttl(name) <= 2 * 86400 for name in names)
@@ -200,7 +200,7 @@ def test_what_is_renewed_stays(store: LimitStore, short_lives: None, monkeypatch
     until(lambda: not store.admit(want(limits)).refused_by, "the place of the other is free", 2)
     assert store.admit(want(limits)).refused_by == "concurrent"
     store.renew([lost])
-    store.settle(kept, 0, 0)
+    store.settle([Ended(kept, 0, 0)])
     assert not store.admit(want(limits)).refused_by, "what is over is not brought back by renewing it"
 
 
@@ -300,7 +300,7 @@ def test_without_redis_the_store_says_so(tmp_path: Path) -> None:
         store = LimitStore(gate, "test")
         for call in (
             lambda: store.admit(want(ALL)),
-            lambda: store.settle(want(ALL), 1, 1),
+            lambda: store.settle([Ended(want(ALL), 1, 1)]),
             lambda: store.renew([want(ALL)]),
         ):
             with pytest.raises(CacheAway):
