@@ -12,11 +12,13 @@ from typing import Any
 from proxy_app.domain import Backend, Fleet
 from proxy_app.errors import CacheAway, RegistryAway, UpstreamError
 from proxy_app.services.fleet import build
+from proxy_app.services.key_admin import all_keys
 from proxy_app.services.poller import prober_of
 from proxy_app.services.private_redis import find_server
+from proxy_app.services.setup import has_keys
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
-from proxy_app.store.redis import RedisGate, private_socket
+from proxy_app.store.redis import RedisGate, private_socket, unix_now
 from proxy_app.store.registry import STALE_S, Registry
 
 # A first look is over when every backend was asked or could not be.
@@ -85,8 +87,27 @@ def check(settings: Settings) -> list[Finding]:
     findings = [Finding("settings", f"{len(settings.fleet)} backend(s), listening on {settings.host}:{settings.port}")]
     findings.append(_check_redis(settings))
     findings += _check_registry(settings)
+    findings.append(_check_keys(settings))
     findings += [_as_finding(found) for found in probe_all(settings)]
     return findings
+
+
+def _check_keys(settings: Settings) -> Finding:
+    """Who is let in, in one sentence."""
+    try:
+        keys = all_keys(settings)
+    except RegistryAway as exc:
+        return Finding("keys", str(exc), "as for the registry")
+    if not keys and has_keys(settings) and not settings.admin_key:
+        return Finding("keys", "they are lost: nobody is let in", "put DATA_DIR/caravan.db back, or make a new key")
+    valid = sum(key.is_valid(unix_now()) for key in keys) + bool(settings.admin_key)
+    if valid or keys:
+        return Finding("keys", f"{valid} valid; nobody is let in without one" + _but_anonymous(settings))
+    return Finding("keys", "none: this machine itself may do everything, whoever comes through a proxy may use models")
+
+
+def _but_anonymous(settings: Settings) -> str:
+    return f", but anonymously for {', '.join(settings.anonymous_scopes)}" if settings.anonymous else ""
 
 
 def probe_all(settings: Settings) -> list[Probed]:

@@ -83,7 +83,7 @@ def test_check_finds_a_healthy_system_healthy(running: Process, env: dict[str, s
     lines = done.stdout.splitlines()
     assert all(line.startswith("ok ") for line in lines), lines
     subjects = [line.split()[1].rstrip(":") for line in lines]
-    assert subjects == ["settings", "redis", "registry", "refresher", "backend", "backend"]
+    assert subjects == ["settings", "redis", "registry", "refresher", "keys", "backend", "backend"]
 
 
 def test_check_tells_programs_the_same(running: Process, env: dict[str, str], folder: Path) -> None:
@@ -93,6 +93,7 @@ def test_check_tells_programs_the_same(running: Process, env: dict[str, str], fo
         "redis",
         "registry",
         "refresher",
+        "keys",
         "backend one",
         "backend two",
     ]
