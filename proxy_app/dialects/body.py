@@ -1,7 +1,7 @@
 """What routing has to know of a request, read from its body without touching the rest of it.
 
-One pure function, `asked`, knows all four forms, in this order: multipart form, JSON (whatever the
-content type says, as Ollama itself does), urlencoded form, query.
+One pure function, `asked`, knows all four forms, in this order: JSON (whatever the content type says, as Ollama
+itself does), multipart form, urlencoded form, query.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from proxy_app.dialects.gojson import Pairs, fold, read_object
 from proxy_app.domain import Buffer
 from proxy_app.errors import BadRequest
 
-_BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^;\s]+))', re.IGNORECASE)
-_BLANKS = b" \t\r\n"
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]+)"|([^;\s]+))', re.IGNORECASE)
+# In whatever way RFC 2231 lets it be written: Go reads those too, and would divide the body elsewhere.
+_BOUNDARIES = re.compile(r"boundary[\s*]*(?:\d+\*?)?\s*=", re.IGNORECASE)
+_OWN_NAME = re.compile(r"(?:^|;)\s*name\s*(\*?)", re.IGNORECASE)
 _INK = re.compile(rb"[^ \t\r\n]")
 _NULL = re.compile(rb"[ \t\r\n]*null")
 _NOT_JSON = "the request body is not valid JSON"
@@ -49,22 +51,26 @@ class Asked:
     stream: bool | None = None
 
 
-def asked(body: Buffer, content_type: str = "", query: str = "") -> Asked:
+def asked(body: Buffer, content_type: str = "", query: str = "", *, is_form: bool = False) -> Asked:
     """What a request asks for.
 
     Args:
         body: the whole body, exactly as sent (decoded, where it was compressed).
         content_type: the Content-Type header.
         query: the query string, without its question mark.
+        is_form: is this one of the routes that Ollama itself reads a multipart form on?
 
     Raises:
         BadRequest: JSON that is broken or not an object, a model that is not a text, or two keys that
             fold to one routing name (Go takes the last, others the first: a way around every check).
     """
+    # First of all: who is let in by another reading than a backend's is let in to everything.
+    if not is_form and _begins_json(body):
+        return _of_json(body)
     boundary = _multipart_boundary(content_type)
     if boundary:
         return Asked(_only(_multipart_values(body, boundary), "form field"))
-    if _looks_like_json(body, content_type):
+    if not is_blank(body) and not _is_form(body, content_type):
         return _of_json(body)
     return Asked(_only(_form_values(_text(body)), "form field") or _only(_form_values(query), "query parameter"))
 
@@ -74,11 +80,10 @@ def is_blank(body: Buffer) -> bool:
     return len(body) <= _SLICE and _INK.search(body) is None
 
 
-def _looks_like_json(body: Buffer, content_type: str) -> bool:
-    start = body[:64].lstrip(_BLANKS)[:1]
-    if start in (b"{", b"["):
-        return True
-    return not is_blank(body) and not _is_form(body, content_type)
+def _begins_json(body: Buffer) -> bool:
+    """Could a backend find a JSON object or list here? Behind more white space than a page, for all we know."""
+    ink = _INK.search(body, 0, _SLICE)
+    return body[ink.start() : ink.end()] in (b"{", b"[") if ink else len(body) > _SLICE
 
 
 def _is_form(body: Buffer, content_type: str) -> bool:
@@ -214,6 +219,8 @@ def _multipart_boundary(content_type: str) -> str:
     match = _BOUNDARY.search(content_type)
     if not match:
         raise BadRequest("no multipart boundary param in Content-Type")
+    if len(_BOUNDARIES.findall(content_type)) > 1:
+        raise BadRequest("the Content-Type has several boundaries; send one")
     return match.group(1) or match.group(2)
 
 
@@ -222,7 +229,7 @@ def _multipart_values(body: Buffer, boundary: str) -> list[str]:
     try:
         for event in _multipart_events(body, boundary):
             if isinstance(event, multipart.MultipartSegment):
-                wanted = event.name == "model"
+                wanted = _segment_name(event) == "model"
                 values += [b""] if wanted else []
             elif event and wanted:
                 values[-1] += bytes(event)
@@ -231,6 +238,18 @@ def _multipart_values(body: Buffer, boundary: str) -> list[str]:
     except multipart.MultipartError as exc:
         raise BadRequest(f"failed to parse multipart form: {exc}") from None
     return [value.decode("utf-8", "replace") for value in values]
+
+
+def _segment_name(segment: multipart.MultipartSegment) -> str:
+    """The field's name, where no other reader can take it for another one.
+
+    Raises:
+        BadRequest: it is written in a way of which readers differ.
+    """
+    marks = _OWN_NAME.findall(segment.header("Content-Disposition") or "")
+    if len(marks) > 1 or "*" in marks:
+        raise BadRequest("failed to parse multipart form: a field's name has to stand once, and plainly")
+    return str(segment.name)
 
 
 def _multipart_events(body: Buffer, boundary: str) -> Iterable[Any]:

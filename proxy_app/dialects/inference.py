@@ -39,6 +39,11 @@ class InferenceRoute:
     streams: bool = False
     no_cloud: CloudDisabled | None = None
 
+    @property
+    def answers_at_length(self) -> bool:
+        """Is there an answer whose length a request may ask for?"""
+        return "embed" not in self.path and self.no_cloud is None
+
     def unknown(self, model: str) -> ModelNotFound:
         return ModelNotFound(self.not_found.format(model))
 

@@ -59,14 +59,21 @@ class CreateAsk:
     """A new model.
 
     Args:
-        base: the model that it is made from; None where it is made of files alone, or the base is another host's.
+        made_from: the model that it is made from; None where it is made of files alone.
+        is_foreign: is it made from what no list of models can speak of: another host's, or no model's name?
         digests: of the uploaded files that it is made of.
     """
 
     name: ModelName
-    base: ModelName | None
+    made_from: ModelName | None
     digests: tuple[str, ...]
     streams: bool = True
+    is_foreign: bool = False
+
+    @property
+    def base(self) -> ModelName | None:
+        """What a backend has to hold for it."""
+        return None if self.made_from is None or self.made_from.is_cloud or self.is_foreign else self.made_from
 
 
 def read_pull(body: bytes) -> ModelAsk:
@@ -121,7 +128,9 @@ def read_create(body: bytes) -> CreateAsk:
     digests = tuple(dict.fromkeys([*files.values(), *drafts.values(), *adapters.values()]))
     for digest in digests:
         check_digest(digest)
-    return CreateAsk(name, _base(fields), digests, fields.get("stream", True))
+    made_from = _made_from(fields)
+    is_foreign = bool(fields.get("remote_host")) or (made_from is None and bool(fields.get("from")))
+    return CreateAsk(name, made_from, digests, fields.get("stream", True), is_foreign)
 
 
 def check_digest(digest: str) -> None:
@@ -186,12 +195,9 @@ def _check_files(files: Mapping[str, str]) -> None:
             raise BadRequest(INVALID_DIGEST)
 
 
-def _base(fields: Mapping[str, Any]) -> ModelName | None:
-    """What a backend has to hold for it; a name that Ollama will refuse is left to it."""
-    if not fields.get("from") or fields.get("remote_host"):
-        return None
+def _made_from(fields: Mapping[str, Any]) -> ModelName | None:
+    """What it is made from; a name that Ollama will refuse is left to it."""
     try:
-        name = parse_name(fields["from"])
+        return parse_name(fields["from"]) if fields.get("from") else None
     except BadRequest:
         return None
-    return None if name.is_cloud else name

@@ -89,14 +89,19 @@ def with_usage(body: Buffer) -> bytes | None:
         return None
     try:
         members = _members(body)
-        name = next((key for key in members if fold(key) == "stream_options"), "stream_options")
+        names = [key for key in members if fold(key) == "stream_options"] or ["stream_options"]
+        name = names[0]
         given = msgspec.json.decode(members.get(name, b"null"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     options = {} if given is None else given
-    if not isinstance(options, dict) or options.get("include_usage"):
+    if len(names) > 1 or not isinstance(options, dict):
         return None
-    members[name] = msgspec.Raw(msgspec.json.encode({**options, "include_usage": True}))
+    # Go folds keys and takes the last of them.
+    others = {key: value for key, value in options.items() if fold(key) != "include_usage"}
+    if any(options[key] for key in options.keys() - others.keys()):
+        return None
+    members[name] = msgspec.Raw(msgspec.json.encode({**others, "include_usage": True}))
     return msgspec.json.encode(members)
 
 
@@ -116,13 +121,13 @@ class WithoutUsage:
 
 
 _LONGEST = 1 << 20
-# Far above what any answer costs, far below where sums of them end.
-_MOST = 1 << 40
+# Far above what any answer costs; far below what would end a key's day because one backend talks nonsense.
+_MOST = 10_000_000
 _ENDS = (b"\n\n", b"\r\n\r\n")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # Completions say it, as zeros, in every record before the one that counts.
 _USAGE_FIELD = re.compile(rb',"usage":\{[^{}\n]*\}(?=\}\n)')
-_USAGE_EVENT = re.compile(rb'data: \{[^\n]*"choices":\[\][^\n]*"usage":\{[^\n]*\}\n\n')
+_USAGE_EVENT = re.compile(rb'^data: \{[^\n]*"choices":\[\][^\n]*"usage":\{[^\n]*\}\n\n', re.MULTILINE)
 
 
 def _read(text: bytes) -> _Record:

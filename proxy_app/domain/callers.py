@@ -50,7 +50,8 @@ ANYBODY = Caller(scopes=ALL_SCOPES, sees_all=True)
 """Whoever asks, where there are no keys and this machine itself is asked."""
 
 
-@lru_cache(maxsize=65536)
+# Small: each made-up name of a client stays in it.
+@lru_cache(maxsize=2048)
 def _matches(patterns: tuple[str, ...], name: ModelName) -> bool:
     return any(fnmatchcase(spelling, pattern) for spelling in _spellings(name) for pattern in patterns)
 

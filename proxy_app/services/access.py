@@ -7,7 +7,7 @@ from dataclasses import replace
 from proxy_app.dialects.credentials import PREFIX, Presented
 from proxy_app.domain import ANYBODY, Caller, Fleet, ModelName, Scope
 from proxy_app.errors import Forbidden, Hidden, Unauthorized, Unavailable
-from proxy_app.services.fleet import check_seen
+from proxy_app.services.fleet import FleetReloader, check_seen
 from proxy_app.services.keyring import KeyRing, ring_of
 from proxy_app.settings import Settings
 from proxy_app.store.keys import KeyStore
@@ -104,6 +104,17 @@ def check_allowed(caller: Caller, *names: ModelName) -> None:
     for name in names:
         if not caller.may_use(name):
             raise Hidden(name.given)
+
+
+def fleet_for(reloader: FleetReloader, caller: Caller, name: ModelName, given: str) -> Fleet:
+    """The Fleet for a request that names a model: who may not use it does not wait for who may hold it.
+
+    Raises:
+        As `check_visible`.
+    """
+    fleet = reloader.knowing(name.canonical) if caller.may_use(name) else reloader.fleet
+    check_visible(fleet, caller, name, given)
+    return fleet
 
 
 def check_visible(fleet: Fleet, caller: Caller, name: ModelName, given: str) -> None:

@@ -15,7 +15,7 @@ from proxy_app.dialects import ollama, openai
 from proxy_app.dialects.errors import compact
 from proxy_app.domain import Caller, Fleet, ModelName, ShowEntry, ShowKey, ShowQuery, parse_name
 from proxy_app.errors import CacheAway, CloudDisabled, Hidden, ModelNotFound, Unavailable
-from proxy_app.services.access import check_visible
+from proxy_app.services.access import fleet_for
 from proxy_app.services.documents import Document, Documents, sources
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.flights import Flights
@@ -73,8 +73,7 @@ class Catalog:
             ModelRequired, InvalidModelName, Hidden, ModelNotFound, CloudDisabled, Unavailable.
         """
         name = parse_name(query.model)
-        fleet = self._reloader.knowing(name.canonical)
-        check_visible(fleet, caller, name, query.model)
+        fleet = fleet_for(self._reloader, caller, name, query.model)
         if name.is_cloud:
             return _told(self._show_cloud(fleet, name, query, raw_body), query, caller)
         self._check_known(fleet, name)
@@ -90,8 +89,7 @@ class Catalog:
             As `show`.
         """
         name = parse_name(text)
-        fleet = self._reloader.knowing(name.canonical)
-        check_visible(fleet, caller, name, text)
+        fleet = fleet_for(self._reloader, caller, name, text)
         if name.is_cloud:
             answer = self._show_cloud(fleet, name, ShowQuery(text), b"")
             if answer.status != 200:

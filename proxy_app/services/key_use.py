@@ -49,6 +49,8 @@ class KeyUse:
             except RegistryAway as exc:
                 log.debug("when keys were used is not written: %s", exc)
                 self._access.used = used | self._access.used
+            except Exception:  # the top of a thread
+                log.exception("when keys were used could not be written")
             if is_last:
                 return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import ipaddress
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +20,8 @@ from proxy_app.domain import ALL_SCOPES, Caller, parse_limits
 from proxy_app.services.setup import MARK
 from proxy_app.store.keys import StoredKey
 from proxy_app.store.redis import unix_now
+
+log = logging.getLogger(__name__)
 
 # How far a client's clock may be off; a signature is good for that long.
 CLOCK_S = 300
@@ -75,7 +78,7 @@ class KeyRing:
 
 def ring_of(keys: Iterable[StoredKey], admin_key: str | None, data_dir: Path) -> KeyRing:
     """The ring of the registry's keys and the one of the settings."""
-    entries = {key.id: _Entry(key, _caller(key), tuple(map(ipaddress.ip_network, key.networks))) for key in keys}
+    entries = {key.id: entry for key in keys if (entry := _entry(key))}
     # Of several keys with one signer the newest counts that is valid.
     by_validity = sorted(entries.values(), key=lambda entry: entry.key.is_valid(unix_now()))
     signers = {entry.key.signer: entry for entry in by_validity if entry.key.signer}
@@ -96,6 +99,15 @@ def public_key(text: str) -> str:
     except (UnsupportedAlgorithm, ValueError):
         raise ValueError("expected the public key of an ed25519 pair, such as ~/.ollama/id_ed25519.pub") from None
     return encoded
+
+
+def _entry(key: StoredKey) -> _Entry | None:
+    """A key as it is checked; one that cannot be read lets nobody in, and keeps nobody else out."""
+    try:
+        return _Entry(key, _caller(key), tuple(map(ipaddress.ip_network, key.networks)))
+    except ValueError as exc:
+        log.error("the key %s cannot be read and is not valid: %s", key.id, exc)
+        return None
 
 
 def _caller(key: StoredKey) -> Caller:

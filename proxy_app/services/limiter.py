@@ -30,6 +30,8 @@ LOOK_S = 0.02
 REMEMBERED = 10_000
 # What an answer is taken to cost until it is known, where the request does not say how long it may be.
 USUAL_TOKENS = 256
+# A longer body is a picture or a recording, and its length says nothing of its tokens.
+MOST_GUESSED = 32_768
 
 _WORDS = {
     "rpm": "requests per minute",
@@ -53,6 +55,11 @@ class Ticket:
     left: Admission
     is_local: bool = False
     is_over: bool = field(default=False)
+
+    @property
+    def guess(self) -> int:
+        """What the question was taken to cost."""
+        return max(0, self.reserved.tokens - USUAL_TOKENS) if self.reserved else 0
 
     def settle(self, tokens: int = 0, gpu_ms: int = 0) -> None:
         if not self.is_over:
@@ -108,7 +115,7 @@ class Limiter:
         limits = self.of(caller)
         if not limits.counts:
             return Ticket(self, None, Admission())
-        tokens = body_bytes // 4 + USUAL_TOKENS if limits.counts_work else 0
+        tokens = min(body_bytes // 4, MOST_GUESSED) + USUAL_TOKENS if limits.counts_work else 0
         wanted = Reserved(caller.key_id or "anonymous", "%032x" % random.getrandbits(128), tokens, limits, today())
         admission, is_local = self._asked(wanted)
         for _ in range(LOOKS):
@@ -129,6 +136,8 @@ class Limiter:
         try:
             return self._store.admit(wanted), False
         except CacheAway:
+            # It may have been let in there all the same, too late for us to hear of it.
+            self._ended.append(Ended(wanted, 0, 0))
             return self._admit_alone(wanted), True
 
     def end(self, ticket: Ticket, tokens: int, gpu_ms: int) -> None:

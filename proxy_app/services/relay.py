@@ -11,7 +11,7 @@ from proxy_app.dialects.usage import Spent, WithoutUsage, spent
 from proxy_app.domain import Buffer, Fleet, ModelName, parse_name
 from proxy_app.errors import ClientGone, CloudDisabled, RequestError, Stopping, Unavailable
 from proxy_app.routing import policy
-from proxy_app.services.access import check_visible
+from proxy_app.services.access import fleet_for
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.limiter import Limiter, Ticket, limit_headers
 from proxy_app.services.relayed import STOPPING, Answer, RelayBody, Trace
@@ -50,7 +50,7 @@ class Relay:
             raise self._told(exc, trace) from None
         finally:
             if answer is None and ticket is not None:
-                ticket.settle()
+                ticket.settle(*_given_up(ticket, trace))
         return self._billed(answer, asking, trace, ticket)
 
     def _told(self, exc: RequestError | ClientGone | Stopping, trace: Trace) -> BaseException:
@@ -69,7 +69,7 @@ class Relay:
         """See to it that what the answer costs is settled when it is over."""
 
         def bill(spent: Spent) -> None:
-            ticket.settle(spent.tokens, spent.gpu_ms)
+            ticket.settle(*_charged(ticket, trace, spent))
             self.usage.note(trace, spent)
 
         if isinstance(answer.body, RelayBody):
@@ -93,8 +93,7 @@ class Relay:
         if not trace.model:
             raise route.missing
         name = parse_name(trace.model)
-        fleet = self.reloader.knowing(name.canonical)
-        check_visible(fleet, asking.caller, name, trace.model)
+        fleet = fleet_for(self.reloader, asking.caller, name, trace.model)
         if name.is_cloud:
             # A cloud model and a local one of the same name have nothing in common but that.
             tiers, model = _cloud_candidates(fleet, CLOUD_DISABLED), f"{name.space}:{name.canonical}"
@@ -102,6 +101,26 @@ class Relay:
             tiers, model = _candidates(fleet, route, name, trace.model), name.canonical
             trace.is_listed = True
         return Search(self.parts, asking, fleet, trace, tiers, model, is_listed=not name.is_cloud)
+
+
+def _charged(ticket: Ticket, trace: Trace, spent: Spent) -> tuple[int, int]:
+    """Tokens and GPU ms that count against the limits: of an answer that does not say it, what the question was taken
+    to cost, and of one that its client gave up, all the time since it asked."""
+    is_left = trace.outcome == "client_gone"
+    is_said = spent.tokens_in or trace.status != 200 or not (is_left or trace.outcome == "complete")
+    tokens = spent.tokens if is_said else spent.tokens + ticket.guess
+    return tokens, _since_ms(trace) if is_left else spent.gpu_ms
+
+
+def _given_up(ticket: Ticket, trace: Trace) -> tuple[int, int]:
+    """The same for a request without an answer: a backend worked on it where its client left, or it took too long."""
+    if trace.attempts and trace.status in (499, 504):
+        return ticket.guess, _since_ms(trace)
+    return 0, 0
+
+
+def _since_ms(trace: Trace) -> int:
+    return int((time.monotonic() - trace.started) * 1000)
 
 
 def _size(call: Call) -> int:
@@ -125,8 +144,7 @@ def _spent_whole(answer: Answer, trace: Trace) -> Spent:
     if answer.status != 200 or not isinstance(answer.body, bytes):
         return Spent()
     found = spent(_content_type(answer), answer.body) or Spent(is_exact=False)
-    wall_ms = int((time.monotonic() - trace.started) * 1000)
-    return found if found.gpu_ms else replace(found, gpu_ms=wall_ms, is_exact=False)
+    return found if found.gpu_ms else replace(found, gpu_ms=_since_ms(trace), is_exact=False)
 
 
 def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str) -> list[policy.Tier]:

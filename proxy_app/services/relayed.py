@@ -146,10 +146,12 @@ class RelayBody(Iterator[bytes]):
         if self.closed:
             return
         self.closed = True
-        self.lease.release()
-        self.upstream.close()
-        self.trace.write()
-        self._settle()
+        try:
+            self.lease.release()
+            self.upstream.close()
+            self.trace.write()
+        finally:
+            self._settle()
 
     @property
     def is_sized(self) -> bool:

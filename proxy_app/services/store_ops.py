@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 
 from proxy_app.dialects import store
 from proxy_app.domain import Backend, Caller, Fleet, ModelName
-from proxy_app.errors import AllFailed, BadRequest, ClientGone, ModelNotFound, RequestError, Stopping, Unavailable
+from proxy_app.errors import (
+    AllFailed,
+    BadRequest,
+    ClientGone,
+    Forbidden,
+    ModelNotFound,
+    RequestError,
+    Stopping,
+    Unavailable,
+)
 from proxy_app.routing.targets import Targets, targets
 from proxy_app.services.access import check_allowed
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
@@ -54,7 +63,9 @@ class StoreOps:
         with _traced(call) as trace:
             ask = store.read_create(_body(call))
             trace.model = ask.name.shortest
-            check_allowed(caller, ask.name, *filter(None, (ask.base,)))
+            check_allowed(caller, ask.name, *filter(None, (ask.made_from,)))
+            if ask.is_foreign and caller.models:
+                raise Forbidden("a key that may use some models only makes none from another host's")
             order = self._order("create", _streaming(call, ask.streams), self._makers(ask, call, client))
             return self._progress(order, ask.streams, client, trace)
 

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from proxy_app.dialects.usage import Spent, sane
-from proxy_app.errors import RegistryAway
+from proxy_app.domain import parse_name
+from proxy_app.errors import BadRequest, RegistryAway
 from proxy_app.services.relayed import LOGGED_NAME, Trace
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
@@ -42,10 +43,8 @@ class UsageBook:
         backend = trace.attempts[-1] if trace.attempts else ""
         # Any other name may be one that a client has made up.
         is_real = trace.is_listed or (trace.outcome == "complete" and trace.status == 200)
-        model = trace.model[:LOGGED_NAME].lower() if is_real else ""
+        model = _plain(trace.model) if is_real else ""
         key = UsageKey(hour, trace.key_id, model, backend)
-        if key not in self._tallies and len(self._tallies) >= MOST:
-            key = UsageKey(hour, "", "", "")
         one = Tally(
             requests=1,
             errors=int(trace.outcome != "complete" or trace.status >= 400),
@@ -55,13 +54,18 @@ class UsageBook:
             load_ms=sane(spent.load_ms),
             estimated=int(not spent.is_exact),
         )
-        self._tallies[key] = self._tallies.get(key, Tally()) + one
+        self._add(key, one)
 
     def close(self) -> None:
         """Write the rest, and end."""
         self._stop.set()
         self._thread.join(2)
         self._native.close()
+
+    def _add(self, key: UsageKey, tally: Tally) -> None:
+        if key not in self._tallies and len(self._tallies) >= MOST:
+            key = UsageKey(key.hour, "", "", "")
+        self._tallies[key] = self._tallies.get(key, Tally()) + tally
 
     def _run(self) -> None:
         is_last = False
@@ -74,7 +78,7 @@ class UsageBook:
             except RegistryAway as exc:
                 log.debug("usage is not written: %s", exc)
                 for key, tally in tallies.items():
-                    self._tallies[key] = self._tallies.get(key, Tally()) + tally
+                    self._add(key, tally)
             except Exception:  # the top of a thread
                 log.exception("usage could not be written")
 
@@ -84,3 +88,13 @@ class UsageBook:
             UsageStore(registry).add(tallies, forget_before=int(unix_now()) - self._keep_s)
         finally:
             registry.close()
+
+
+def _plain(model: str) -> str:
+    """One name for all spellings of a model."""
+    try:
+        name = parse_name(model)
+    except BadRequest:
+        return model[:LOGGED_NAME].lower()
+    plain = name.shortest.lower().removesuffix(":latest")
+    return f"{plain}:cloud" if name.is_cloud else plain

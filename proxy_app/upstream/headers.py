@@ -30,6 +30,7 @@ HOP_BY_HOP = frozenset(
 # Never sent on: what is Caravan's own to say, what the client's browser says to Caravan, and every credential of the
 # client.
 _NOT_UPSTREAM = HOP_BY_HOP | {
+    "api-key",
     "authorization",
     "content-length",
     "cookie",
@@ -40,6 +41,7 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "referer",
     "via",
     "x-api-key",
+    "x-goog-api-key",
     "x-real-ip",
     "x-request-id",
 }

@@ -91,7 +91,7 @@ def _register_signature(app: Flask) -> None:
             # What is left of it would be taken for the next request, or answered a second time.
             close_after_answer()
         origin = request.environ.get("HTTP_ORIGIN")
-        if origin is not None and not g.get("origin_refused"):
+        if origin is not None and g.get("origin_allowed"):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers.add("Vary", "Origin")
         if log.isEnabledFor(logging.DEBUG):

@@ -109,8 +109,8 @@ def first(settings: Settings) -> Callable[[], Raw | None]:
         _check_connection(environ)
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and not origin_allowed(origin, host):
-            g.origin_refused = True
             return Raw(b"", 403)
+        g.origin_allowed = True
         if origin is not None and environ["REQUEST_METHOD"] == "OPTIONS":
             return Raw(b"", 204, hosts.PREFLIGHT_HEADERS)
         if checks_host and not host_allowed(host):

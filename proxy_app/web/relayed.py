@@ -56,7 +56,8 @@ def _answered(relay: Relay, asking: Asking, model: str, body: Body) -> Answer:
 def _asking(route: InferenceRoute, body: Buffer, ask: Asked) -> Asking:
     """What is asked, by whom; an OpenAI chat that streams says what it cost only where it is asked to."""
     body = _bounded(route, body)
-    counts = g.caller.key_id and ask.stream and route.path in ("/v1/chat/completions", "/v1/completions")
+    is_counted = g.caller.key_id or runtime().limiter.of(g.caller).counts_work
+    counts = is_counted and ask.stream and route.path in ("/v1/chat/completions", "/v1/completions")
     more = with_usage(body) if counts and not _is_packed() else None
     call = _call(route, body if more is None else more)
     return Asking(route, call, GunicornClient(request.environ), g.caller, hides_usage=more is not None)
@@ -72,8 +73,9 @@ def _bounded(route: InferenceRoute, body: Buffer) -> Buffer:
     limits = services.limiter.of(g.caller)
     if limits.body is not None and len(body) > limits.body:
         raise BodyTooLarge(f"this key may send {limits.body} bytes with a request")
+    length = limits.num_predict if route.answers_at_length else None
     refuses = services.settings.limit_excess == "refuse"
-    bounds = Bounds(limits.num_ctx, limits.num_predict, limits.images, limits.keep_alive, refuses)
+    bounds = Bounds(limits.num_ctx, length, limits.images, limits.keep_alive, refuses)
     if bounds.is_nothing or route.needs_multipart:
         return body
     if _is_packed():
@@ -120,7 +122,9 @@ def _read(route: InferenceRoute, body: Buffer) -> Asked:
         body = decoded(body, encoding, runtime().bodies)
     if is_blank(body):
         raise BadRequest(route.empty_body)
-    return asked(body, content_type, environ.get("QUERY_STRING", "")) if route.no_cloud is None else Asked()
+    if route.no_cloud is not None:
+        return Asked()
+    return asked(body, content_type, environ.get("QUERY_STRING", ""), is_form=route.needs_multipart)
 
 
 def passed(answer: Answer) -> Raw:

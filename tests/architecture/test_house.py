@@ -31,6 +31,7 @@ CATCH_ALL = {
     "services/fleet.py": 1,
     "services/flights.py": 1,
     "services/hydrate.py": 1,
+    "services/key_use.py": 1,
     "services/limiter.py": 1,
     "services/refresh.py": 2,
     "services/usage.py": 1,

@@ -101,7 +101,7 @@ def test_requests_of_an_hour_are_one_row(book: UsageBook, store: UsageStore) -> 
 
 
 def test_spellings_of_a_model_are_one_row(book: UsageBook, store: UsageStore) -> None:
-    for model in ("tiny", "TINY", "Tiny"):
+    for model in ("tiny", "TINY", "Tiny:latest"):
         book.note(trace_of(model=model), Spent())
     until(lambda: sum(t.requests for t in tallies(store).values()) == 3, "it is written")
     assert set(tallies(store)) == {("k", "tiny", "one")}

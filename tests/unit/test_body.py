@@ -30,7 +30,7 @@ def multipart(*parts: tuple[str, bytes], boundary: str = "XX") -> bytes:
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content_type", ["", JSON, FORM, "text/plain", "nonsense"])
+@pytest.mark.parametrize("content_type", ["", JSON, FORM, "text/plain", "nonsense", "multipart/form-data; boundary=XX"])
 def test_json_is_read_whatever_the_content_type(content_type: str) -> None:
     assert model_of(b' \r\n\t{"model":"tiny"}', content_type) == "tiny"
 
@@ -201,7 +201,6 @@ def test_a_multipart_form_without_a_model_does_not_look_elsewhere() -> None:
         (multipart(("model", b"a")), "multipart/form-data"),
         (multipart(("model", b"a")), "multipart/form-data; boundary=YY"),
         (multipart(("model", b"a"))[:-6], "multipart/form-data; boundary=XX"),
-        (b'{"model":"a"}', "multipart/form-data; boundary=XX"),
     ],
 )
 def test_a_broken_multipart_form_is_refused(body: bytes, content_type: str) -> None:
@@ -239,3 +238,33 @@ def test_json_goes_before_the_query() -> None:
 def test_a_model_that_stands_twice_is_refused(body: bytes, query: str) -> None:
     with pytest.raises(BadRequest):
         model_of(body, FORM, query)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data; xboundary=AA; boundary=XX",
+        "multipart/form-data; boundary=XX; boundary=AA",
+        "multipart/form-data; boundary=XX; boundary*=us-ascii''AA",
+        "multipart/form-data; boundary=XX; boundary*0=AA",
+    ],
+)
+def test_a_form_with_two_boundaries_is_refused(content_type: str) -> None:
+    with pytest.raises(BadRequest, match="several boundaries"):
+        model_of(multipart(("model", b"a")), content_type)
+
+
+@pytest.mark.parametrize("name", ["name*=utf-8''model", 'name="x"; name="model"', "name*0=mo; name*1=del"])
+def test_a_field_whose_name_readers_differ_about_is_refused(name: str) -> None:
+    odd = b"--XX\r\nContent-Disposition: form-data; " + name.encode() + b"\r\n\r\nsecret\r\n"
+    with pytest.raises(BadRequest, match="stand once, and plainly"):
+        model_of(odd + multipart(("model", b"allowed")), "multipart/form-data; boundary=XX")
+
+
+def test_a_route_of_forms_reads_no_json() -> None:
+    with pytest.raises(BadRequest):
+        asked(b'{"model":"a"}', "multipart/form-data; boundary=XX", is_form=True)
+
+
+def test_what_stands_behind_a_page_of_blanks_is_json_too() -> None:
+    assert model_of(b" " * 100_000 + b'{"model":"a","x":"&model=b&"}', FORM) == "a"

@@ -28,6 +28,19 @@ def test_options_are_clamped(name: str, value: float, becomes: int) -> None:
     assert left({"options": {name: value, "seed": 7}}, bounds) == {"options": {name: becomes, "seed": 7}}
 
 
+@pytest.mark.parametrize("value", [0, 0.5, 0.999])
+def test_a_length_that_means_no_end_is_bounded(value: float) -> None:
+    """Ollama's runner stops at a length above 0 alone, and cuts fractions off."""
+    assert left({"options": {"num_predict": value}}, Bounds(num_predict=100)) == {"options": {"num_predict": 100}}
+    assert left({"max_tokens": value}, Bounds(num_predict=100), "openai") == {"max_tokens": 100}
+
+
+def test_a_body_of_countless_parts_is_refused() -> None:
+    body = b'{"messages":[' + b",".join([b"[]"] * 600_000) + b"]}"
+    with pytest.raises(BadRequest, match="too many parts"):
+        bounded(body, "ollama", Bounds(images=1))
+
+
 @pytest.mark.parametrize("asked", [{}, {"options": None}, {"options": {}}, {"options": {"num_predict": None}}])
 def test_an_answer_whose_length_nobody_said_is_bounded(asked: dict[str, Any]) -> None:
     assert left({"model": "tiny", **asked}, Bounds(num_predict=100))["options"]["num_predict"] == 100

@@ -97,6 +97,18 @@ def test_create_knows_what_the_model_is_made_of() -> None:
         assert store.read_create(json.dumps({"model": "m", **elsewhere}).encode()).base is None
 
 
+def test_create_tells_what_no_list_of_models_can_allow() -> None:
+    def ask(**more: str) -> store.CreateAsk:
+        return store.read_create(json.dumps({"model": "m", **more}).encode())
+
+    cloud = ask(**{"from": "big:cloud"})
+    assert cloud.made_from is not None
+    assert not cloud.is_foreign
+    assert ask(**{"from": "base", "remote_host": "https://x"}).is_foreign
+    assert ask(**{"from": "-"}).is_foreign
+    assert not ask().is_foreign
+
+
 @pytest.mark.parametrize(
     "body", [b'{"stream":false,"model":"x"}', b'{"model":"x","Stream" : false } tail', b'{"model":"x"}']
 )

@@ -16,7 +16,7 @@ import ollama
 import openai
 import pytest
 
-from conformance.fakes.http import RawResponse, fetch
+from conformance.fakes.http import RawClient, RawResponse, fetch
 from conformance.fakes.models import FakeModel
 from conformance.fakes.ollama import FakeOllama
 from proxy_app.domain.callers import ALL_SCOPES
@@ -372,6 +372,23 @@ def test_a_key_chats_with_its_own_models_alone(site: Site, path: str) -> None:
     assert site.fake.count(path) == before
 
 
+@pytest.mark.parametrize("path", CHATS)
+def test_no_content_type_hides_which_model_is_asked(site: Site, path: str) -> None:
+    """A backend reads JSON whatever the content type says, and ignores what follows the first value."""
+    asked = json.dumps(question(path, "me/one", stream=False)).encode()
+    form = b'\r\n--X\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--X--\r\n'
+    words = b" " * 70 + asked[:-1] + b',"x":"&model=tiny&"}'
+    sent = {"multipart/form-data; boundary=X": asked + form, "application/x-www-form-urlencoded": words}
+    before = site.fake.count(path)
+    for content_type, body in sent.items():
+        with RawClient(site.url) as client:
+            headers = {"Content-Type": content_type, **bearer(site.keys["tiny"])}
+            answer = client.request("POST", path, body, headers)
+        assert answer.status == 403
+        assert hidden("me/one") in answer.body.decode()
+    assert site.fake.count(path) == before
+
+
 def test_a_key_sees_its_own_models_alone(site: Site) -> None:
     assert site.show("tiny", "tiny").status == 200
     assert site.show("me/one", "other").status == 200
@@ -429,6 +446,7 @@ STORE: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/api/push", {"model": "tiny"}),
     ("POST", "/api/create", {"model": "yours", "from": "mine"}),
     ("POST", "/api/create", {"model": "mine2", "from": "tiny"}),
+    ("POST", "/api/create", {"model": "mine2", "from": "big:120b-cloud"}),
     ("POST", "/api/copy", {"source": "tiny", "destination": "mine2"}),
     ("POST", "/api/copy", {"source": "mine", "destination": "tiny"}),
     ("DELETE", "/api/delete", {"model": "tiny"}),
@@ -441,6 +459,13 @@ def test_a_key_changes_its_own_models_alone(site: Site, method: str, path: str, 
     answer = site.ask(path, "store", method, asked)
     assert (answer.status, site.fake.count(path)) == (403, before)
     assert "is not available with this key" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("more", [{"from": "mine", "remote_host": "https://ollama.com"}, {"from": "-"}])
+def test_a_key_with_models_makes_none_of_another_hosts(site: Site, more: dict[str, str]) -> None:
+    before = site.fake.count("/api/create")
+    answer = site.ask("/api/create", "store", "POST", {"model": "mine2", **more})
+    assert (answer.status, site.fake.count("/api/create")) == (403, before)
 
 
 def test_a_key_that_manages_changes_what_is_its_own(site: Site) -> None:
