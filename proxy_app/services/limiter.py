@@ -135,9 +135,10 @@ class Limiter:
         """The answer to a request, and whether this worker gave it on its own."""
         try:
             return self._store.admit(wanted), False
-        except CacheAway:
-            # It may have been let in there all the same, too late for us to hear of it.
-            self._ended.append(Ended(wanted, 0, 0))
+        except CacheAway as exc:
+            if exc.__cause__ is not None:
+                # It was asked, and may have let it in all the same, too late for us to hear of it.
+                self._ended.append(Ended(wanted, 0, 0))
             return self._admit_alone(wanted), True
 
     def end(self, ticket: Ticket, tokens: int, gpu_ms: int) -> None:
