@@ -78,7 +78,7 @@ def _check_structure(body: Buffer) -> None:
         return
     found = 0
     for start in range(0, len(body), _SLICE):
-        piece = bytes(body[start : start + _SLICE])
+        piece = body[start : start + _SLICE]
         found += piece.count(b"[") + piece.count(b"{") + piece.count(b",")
     if found > _MOST_PIECES:
         raise BadRequest("this request has too many parts for a key with limits")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 from proxy_app.dialects.endings import SSE
@@ -57,11 +56,7 @@ class Relay:
         """The log line of a request that failed, and what is raised for it."""
         if isinstance(exc, Stopping):
             exc = Unavailable(STOPPING, retry_after_s=1)
-        if isinstance(exc, RequestError):
-            trace.status, trace.outcome = exc.status, exc.code
-        else:
-            trace.status, trace.outcome = 499, "client_gone"
-        trace.write()
+        trace.fail(exc)
         self.usage.note(trace, Spent())
         return exc
 
@@ -120,7 +115,7 @@ def _given_up(ticket: Ticket, trace: Trace) -> tuple[int, int]:
 
 
 def _since_ms(trace: Trace) -> int:
-    return int((time.monotonic() - trace.started) * 1000)
+    return int(trace.elapsed_s * 1000)
 
 
 def _size(call: Call) -> int:

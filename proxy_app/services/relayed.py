@@ -14,7 +14,7 @@ from typing import Protocol
 from proxy_app.dialects.endings import is_ended, is_stream, record_end
 from proxy_app.dialects.errors import Dialect, error_record
 from proxy_app.dialects.usage import Spent, spent, token_mark
-from proxy_app.errors import ClientGone, Stopping, Truncated
+from proxy_app.errors import ClientGone, RequestError, Stopping, Truncated
 from proxy_app.store.leases import Lease
 from proxy_app.upstream.headers import to_client
 from proxy_app.upstream.records import LastRecord
@@ -60,10 +60,21 @@ class Trace:
     first_byte_s: float | None = None
     is_listed: bool = False
 
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def fail(self, exc: RequestError | ClientGone) -> None:
+        """Write the log line of a request that ends in an error of our own, or with its client."""
+        if isinstance(exc, RequestError):
+            self.status, self.outcome = exc.status, exc.code
+        else:
+            self.status, self.outcome = 499, "client_gone"
+        self.write()
+
     def write(self) -> None:
         if not access.isEnabledFor(logging.INFO):
             return
-        total = time.monotonic() - self.started
         first = self.first_byte_s
         fields = {
             "request_id": self.request_id,
@@ -74,7 +85,7 @@ class Trace:
             "outcome": self.outcome,
             "attempts": self.attempts,
             "first_byte_s": None if first is None else round(first, 4),
-            "total_s": round(total, 4),
+            "total_s": round(self.elapsed_s, 4),
         }
         access.info("relayed", extra={"fields": fields})
 
@@ -187,7 +198,7 @@ class RelayBody(Iterator[bytes]):
         if found.gpu_ms:
             return found
         first_s = self.trace.first_byte_s or 0.0
-        return replace(found, gpu_ms=int((time.monotonic() - self.trace.started - first_s) * 1000), is_exact=False)
+        return replace(found, gpu_ms=int((self.trace.elapsed_s - first_s) * 1000), is_exact=False)
 
     def _finish(self) -> bytes:
         """The body has ended; where a stream's last record does not say so, it was cut all the same."""

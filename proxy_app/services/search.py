@@ -8,7 +8,6 @@ it may go to the next backend; after it, never.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -216,7 +215,7 @@ class Search:
             raise BadAnswer(f"{self.trace.attempts[-1]}: what it calls {kind} is none")
         if upstream.is_complete and not _is_whole(kind, first):
             raise Truncated(f"{self.trace.attempts[-1]}: the stream ended without its end mark")
-        self.trace.first_byte_s = time.monotonic() - self.trace.started
+        self.trace.first_byte_s = self.trace.elapsed_s
         if is_stream(upstream.content_type):
             # Of an answer that does not stream, the wait says more of its length.
             self.parts.loads.learn(self.fleet, attempt.pair, upstream.waited_s)

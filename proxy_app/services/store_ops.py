@@ -278,15 +278,10 @@ def _traced(call: Call, route: str = "") -> Iterator[Trace]:
     trace = Trace(call.request_id, route or call.target)
     try:
         yield trace
-    except ClientGone:
-        trace.status, trace.outcome = 499, "client_gone"
-        trace.write()
-        raise
     except Stopping:
         trace.status, trace.outcome = Unavailable.status, "stopped"
         trace.write()
         raise Unavailable(STOPPING, retry_after_s=1) from None
-    except RequestError as exc:
-        trace.status, trace.outcome = exc.status, exc.code
-        trace.write()
+    except (RequestError, ClientGone) as exc:
+        trace.fail(exc)
         raise

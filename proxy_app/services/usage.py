@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from functools import partial
 from pathlib import Path
 
 from proxy_app.dialects.usage import Spent, sane
 from proxy_app.domain import parse_name
-from proxy_app.errors import BadRequest, RegistryAway
+from proxy_app.errors import BadRequest
+from proxy_app.services.bookkeeper import Bookkeeper
 from proxy_app.services.relayed import LOGGED_NAME, Trace
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
-from proxy_app.store.threads import NativeThread
 from proxy_app.store.usage import Tally, UsageKey, UsageStore
-
-log = logging.getLogger(__name__)
 
 WRITE_S = 5.0
 HOUR_S = 3600
@@ -24,18 +19,13 @@ HOUR_S = 3600
 MOST = 10_000
 
 
-class UsageBook:
-    """One worker's account. Owned by: the worker's runtime; its thread writes it, and no request waits for that."""
+class UsageBook(Bookkeeper[dict[UsageKey, Tally]]):
+    """One worker's account."""
 
     def __init__(self, data_dir: Path, keep_days: int) -> None:
-        self._data_dir, self._keep_s = data_dir, keep_days * 24 * HOUR_S
+        super().__init__("usage", WRITE_S, data_dir)
+        self._keep_s = keep_days * 24 * HOUR_S
         self._tallies: dict[UsageKey, Tally] = {}
-        self._native = NativeThread()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def note(self, trace: Trace, spent: Spent) -> None:
         """One request is over."""
@@ -56,38 +46,21 @@ class UsageBook:
         )
         self._add(key, one)
 
-    def close(self) -> None:
-        """Write the rest, and end."""
-        self._stop.set()
-        self._thread.join(2)
-        self._native.close()
-
     def _add(self, key: UsageKey, tally: Tally) -> None:
         if key not in self._tallies and len(self._tallies) >= MOST:
             key = UsageKey(key.hour, "", "", "")
         self._tallies[key] = self._tallies.get(key, Tally()) + tally
 
-    def _run(self) -> None:
-        is_last = False
-        while not is_last:
-            is_last = self._stop.wait(WRITE_S)
-            tallies, self._tallies = self._tallies, {}
-            try:
-                if tallies:
-                    self._native.run(partial(self._write, tallies))
-            except RegistryAway as exc:
-                log.debug("usage is not written: %s", exc)
-                for key, tally in tallies.items():
-                    self._add(key, tally)
-            except Exception:  # the top of a thread
-                log.exception("usage could not be written")
+    def _take(self) -> dict[UsageKey, Tally]:
+        tallies, self._tallies = self._tallies, {}
+        return tallies
 
-    def _write(self, tallies: dict[UsageKey, Tally]) -> None:
-        registry = Registry(self._data_dir)
-        try:
-            UsageStore(registry).add(tallies, forget_before=int(unix_now()) - self._keep_s)
-        finally:
-            registry.close()
+    def _write(self, registry: Registry, taken: dict[UsageKey, Tally]) -> None:
+        UsageStore(registry).add(taken, forget_before=int(unix_now()) - self._keep_s)
+
+    def _give_back(self, taken: dict[UsageKey, Tally]) -> None:
+        for key, tally in taken.items():
+            self._add(key, tally)
 
 
 def _plain(model: str) -> str:
