@@ -107,18 +107,7 @@ def check_allowed(caller: Caller, *names: ModelName) -> None:
 
 
 def fleet_for(reloader: FleetReloader, caller: Caller, name: ModelName, given: str) -> Fleet:
-    """The Fleet for a request that names a model: who may not use it does not wait for who may hold it.
-
-    Raises:
-        As `check_visible`.
-    """
-    fleet = reloader.knowing(name.canonical) if caller.may_use(name) else reloader.fleet
-    check_visible(fleet, caller, name, given)
-    return fleet
-
-
-def check_visible(fleet: Fleet, caller: Caller, name: ModelName, given: str) -> None:
-    """See to it that nobody learns of a model that is none of their business.
+    """The Fleet for a request that names a model; nobody learns of one that is none of their business.
 
     Args:
         given: the name as the client wrote it.
@@ -127,9 +116,13 @@ def check_visible(fleet: Fleet, caller: Caller, name: ModelName, given: str) -> 
         Hidden: the caller may not use it, or nobody is known to hold it and the caller is not to know that.
         Unavailable: nobody can say yet who holds what.
     """
-    known = name.is_cloud or name.canonical in fleet.holders
-    if not known and caller.may_use(name):
+    if not caller.may_use(name):
+        # Not even by waiting for who may hold it.
+        raise Hidden(given)
+    fleet = reloader.knowing(name.canonical)
+    if not name.is_cloud and name.canonical not in fleet.holders:
         # Who cannot know yet says so, rather than that there is none.
         check_seen(fleet)
-    if not (caller.may_use(name) and (known or caller.is_told_of_absence)):
-        raise Hidden(given)
+        if not caller.is_told_of_absence:
+            raise Hidden(given)
+    return fleet
