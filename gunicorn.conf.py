@@ -56,20 +56,33 @@ if os.path.isdir("/dev/shm"):
 def on_starting(server):
     """Set the registry up before there are workers; what only waiting can cure holds nobody up."""
     try:
-        for address in server.address:
-            # `gunicorn -b` may name another address than HOST.
-            if isinstance(address, tuple):
-                check_exposure(replace(settings, host=address[0]), has_keys=has_keys(settings))
-                if not is_loopback(address[0]):
-                    # The workers read their settings after this.
-                    os.environ["HOST"] = address[0]
         open_registry(settings)
-    except ConfigError as error:
-        print(f"caravan: {error}", file=sys.stderr)
-        sys.exit(2)
     except RegistryTooNew as error:
         print(f"caravan: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def when_ready(server):
+    """See to it that nobody unmeant is served, before there is a worker.
+
+    Only now is it known where the server listens: `gunicorn -b` may name another address than HOST, and systemd or
+    `-b fd://` hand over a socket that is open already.
+    """
+    for listener in server.LISTENERS:
+        address = listener.getsockname()
+        if isinstance(address, tuple):
+            _check_address(address[0])
+
+
+def _check_address(host):
+    try:
+        check_exposure(replace(settings, host=host), has_keys=has_keys(settings))
+    except ConfigError as error:
+        print(f"caravan: {error}", file=sys.stderr)
+        sys.exit(2)
+    if not is_loopback(host):
+        # The workers read their settings after this.
+        os.environ["HOST"] = host
 
 
 def post_fork(server, worker):

@@ -142,5 +142,12 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     pytest.fail(f"left behind: threads {names}, sockets {describe_sockets(sockets)}")
 
 
+def pytest_collection_finish() -> None:
+    """What pytest holds of thousands of tests is no garbage: looking through it would stop every thread of a test that
+    measures silence."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaky: the test may leave threads or sockets behind")

@@ -66,14 +66,17 @@ def spent(content_type: str, last: bytes) -> Spent | None:
     """What the end of an answer says of its cost; None where it says nothing.
 
     Args:
-        last: a whole JSON answer, or the last records of a stream.
+        last: a JSON answer, of which the middle may be missing, or the last records of a stream.
     """
     if content_type.startswith(SSE):
         events = [_read(match.group(1)) for match in _DATA.finditer(last)]
         return next((found for event in reversed(events) if (found := _of_usage(event))), None)
     if content_type.startswith(NDJSON):
         return _of_record(_read(last.strip().rpartition(b"\n")[2]))
-    return _of_record(_read(last)) if content_type.startswith("application/json") else None
+    if not content_type.startswith("application/json"):
+        return None
+    # Of a long answer only its beginning and its end are kept. Vectors stand in between, and what they cost after them.
+    return _of_record(_read(last)) or _of_record(_read(b"{" + last.rpartition(b"],")[2]))
 
 
 def token_mark(content_type: str, route: str) -> bytes:

@@ -1,6 +1,6 @@
 """Values that every layer speaks of; frozen, without I/O."""
 
-from proxy_app.domain.callers import ALL_SCOPES, ANYBODY, Caller, Scope
+from proxy_app.domain.callers import ALL_SCOPES, ANYBODY, NO_LIMITS, Caller, Scope
 from proxy_app.domain.fleet import (
     LONGEST_NAME,
     Backend,
@@ -27,6 +27,7 @@ __all__ = [
     "ALL_SCOPES",
     "ANYBODY",
     "LONGEST_NAME",
+    "NO_LIMITS",
     "Backend",
     "Buffer",
     "Caller",

@@ -22,8 +22,9 @@ class Caller:
     Args:
         key_id: what the logs and the usage know them by; "" for somebody without a key.
         scopes: `admin` includes all others.
-        models: patterns (`*` and `?`) of names that may be used; none: all.
-        limits: its own; what they leave open is the default's.
+        models: patterns of names that may be used; none: all. `*` and `?` stand for text between slashes, and a last
+            part that is `*` for all of the rest. A cloud model needs a pattern that says `cloud`.
+        limits: its own, and the default's where those say nothing.
         sees_all: is there no key anywhere that anything would have to be hidden from?
     """
 
@@ -53,7 +54,16 @@ ANYBODY = Caller(scopes=ALL_SCOPES, sees_all=True)
 # Small: each made-up name of a client stays in it.
 @lru_cache(maxsize=2048)
 def _matches(patterns: tuple[str, ...], name: ModelName) -> bool:
-    return any(fnmatchcase(spelling, pattern) for spelling in _spellings(name) for pattern in patterns)
+    reaching = [pattern for pattern in patterns if "cloud" in pattern] if name.is_cloud else patterns
+    return any(_fits(spelling, pattern) for spelling in _spellings(name) for pattern in reaching)
+
+
+def _fits(spelling: str, pattern: str) -> bool:
+    """Part by part: what looks like a family of models is no host on the internet."""
+    parts, wanted = spelling.split("/"), pattern.split("/")
+    if wanted[-1] == "*":
+        parts[len(wanted) - 1 :] = ["all of the rest"]
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def _spellings(name: ModelName) -> tuple[str, ...]:

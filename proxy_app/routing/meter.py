@@ -1,6 +1,6 @@
 """The rate limit of one worker that is on its own: GCRA, the leaky bucket as a meter. Pure.
 
-The shared form of the same is `store/scripts/admit.lua`.
+The shared form of the same is `store/scripts/limits.lua`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ class Access:
         self._seen: tuple[int, int] | None = None
         self.used: dict[str, float] = {}
         scopes: frozenset[Scope] = frozenset(settings.anonymous_scopes)  # type: ignore[arg-type]
-        self._stranger = Caller(scopes=scopes)
+        self._stranger = Caller(scopes=scopes, limits=settings.limits)
+        self._anybody = replace(ANYBODY, limits=settings.limits)
+        without_keys = scopes if settings.anonymous else _USE
+        self._user = Caller(scopes=without_keys, sees_all=True, limits=settings.limits)
 
     def follow(self, registry: Registry) -> None:
         """Read the keys where they changed. On the reloader's native thread.
@@ -42,7 +45,7 @@ class Access:
         seen = registry.identity(), store.number()
         before = self._ring
         if seen != self._seen or before is None or before.is_empty:
-            ring = ring_of(store.all(), self._settings.admin_key, self._settings.data_dir)
+            ring = ring_of(store.all(), self._settings)
             # Keys are ended, never deleted: where there are none any more, they were lost.
             had_keys = before is not None and (bool(before.entries) or before.is_lost)
             self._ring = replace(ring, is_lost=not ring.entries and (ring.is_lost or had_keys))
@@ -78,11 +81,10 @@ class Access:
 
     def _without_keys(self, is_local: bool) -> Caller:
         if is_local:
-            return ANYBODY
+            return self._anybody
         if self._settings.is_public and not self._settings.anonymous:
             raise Unauthorized
-        scopes = self._stranger.scopes if self._settings.anonymous else _USE
-        return Caller(scopes=scopes, sees_all=True)
+        return self._user
 
     def _anonymous(self) -> Caller:
         if not self._settings.anonymous:

@@ -9,22 +9,22 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from proxy_app.dialects.credentials import Presented, Signed, digest, key_id_of
-from proxy_app.domain import ALL_SCOPES, Caller, parse_limits
+from proxy_app.domain import ALL_SCOPES, NO_LIMITS, Caller, KeyLimits, parse_limits
 from proxy_app.services.setup import MARK
+from proxy_app.settings import Settings
 from proxy_app.store.keys import StoredKey
 from proxy_app.store.redis import unix_now
 
 log = logging.getLogger(__name__)
 
 # How far a client's clock may be off; a signature is good for that long.
-CLOCK_S = 300
+CLOCK_S = 60
 # What an unknown key is compared with, so that it takes as long as a known one.
 _NOBODYS = digest("nobody's")
 BOOTSTRAP = "bootstrap"
@@ -43,12 +43,14 @@ class _Entry:
 class KeyRing:
     """All keys at one moment. Immutable; a worker swaps it when the registry's keys change.
 
+    `default`: the limits of the key of the settings.
     `is_lost`: there were keys, and the registry that had them is gone.
     """
 
     entries: Mapping[str, _Entry] = field(default_factory=dict)
     signers: Mapping[str, _Entry] = field(default_factory=dict)
     bootstrap: str = field(repr=False, default="")
+    default: KeyLimits = NO_LIMITS
     is_lost: bool = False
 
     @property
@@ -69,21 +71,22 @@ class KeyRing:
             entry = self.entries.get(key_id_of(given or "") or "")
             found = digest(given or "")
             if self.bootstrap and hmac.compare_digest(found, self.bootstrap):
-                return Caller(BOOTSTRAP, ALL_SCOPES)
+                return Caller(BOOTSTRAP, ALL_SCOPES, limits=self.default)
             known = hmac.compare_digest(found, entry.key.digest if entry else _NOBODYS) and entry is not None
         if not known or entry is None or not entry.key.is_valid(unix_now()):
             return None
         return entry.caller if _is_from(entry.networks, address) else None
 
 
-def ring_of(keys: Iterable[StoredKey], admin_key: str | None, data_dir: Path) -> KeyRing:
+def ring_of(keys: Iterable[StoredKey], settings: Settings) -> KeyRing:
     """The ring of the registry's keys and the one of the settings."""
-    entries = {key.id: entry for key in keys if (entry := _entry(key))}
+    entries = {key.id: entry for key in keys if (entry := _entry(key, settings.limits))}
     # Of several keys with one signer the newest counts that is valid.
     by_validity = sorted(entries.values(), key=lambda entry: entry.key.is_valid(unix_now()))
     signers = {entry.key.signer: entry for entry in by_validity if entry.key.signer}
-    is_lost = not entries and (data_dir / MARK).exists()
-    return KeyRing(entries, signers, digest(admin_key) if admin_key else "", is_lost)
+    is_lost = not entries and (settings.data_dir / MARK).exists()
+    bootstrap = digest(settings.admin_key) if settings.admin_key else ""
+    return KeyRing(entries, signers, bootstrap, settings.limits, is_lost)
 
 
 def public_key(text: str) -> str:
@@ -101,18 +104,18 @@ def public_key(text: str) -> str:
     return encoded
 
 
-def _entry(key: StoredKey) -> _Entry | None:
+def _entry(key: StoredKey, default: KeyLimits) -> _Entry | None:
     """A key as it is checked; one that cannot be read lets nobody in, and keeps nobody else out."""
     try:
-        return _Entry(key, _caller(key), tuple(map(ipaddress.ip_network, key.networks)))
+        return _Entry(key, _caller(key, default), tuple(map(ipaddress.ip_network, key.networks)))
     except ValueError as exc:
         log.error("the key %s cannot be read and is not valid: %s", key.id, exc)
         return None
 
 
-def _caller(key: StoredKey) -> Caller:
+def _caller(key: StoredKey, default: KeyLimits) -> Caller:
     patterns = tuple(pattern.lower() for pattern in key.models)
-    return Caller(key.id, frozenset(key.scopes), patterns, limits=parse_limits(key.limits))
+    return Caller(key.id, frozenset(key.scopes), patterns, limits=parse_limits(key.limits).over(default))
 
 
 def _is_signed(given: Signed) -> bool:

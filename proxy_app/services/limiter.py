@@ -22,12 +22,14 @@ from proxy_app.store.redis import unix_now
 log = logging.getLogger(__name__)
 
 RENEW_S = 20.0
-# What ends within this is settled in one round trip; a place under way is given back that much later.
-BATCH_S = 0.005
+# The next request of a key settles those before it; where none comes within this time, a thread does.
+BATCH_S = 0.02
 # A client that sends one request after the other is quicker than the thread that settles them.
 LOOKS = 3
 LOOK_S = 0.02
 REMEMBERED = 10_000
+# What is settled in one round trip, and beside a request that is let in.
+AT_ONCE, BESIDES = 500, 20
 # What an answer is taken to cost until it is known, where the request does not say how long it may be.
 USUAL_TOKENS = 256
 # A longer body is a picture or a recording, and its length says nothing of its tokens.
@@ -87,10 +89,10 @@ class Limiter:
     away, the worker keeps to its share: each limit, divided by the number of workers.
     """
 
-    def __init__(self, store: LimitStore, default: KeyLimits, workers: int) -> None:
-        self._store, self._default, self._workers = store, default, workers
+    def __init__(self, store: LimitStore, workers: int) -> None:
+        self._store, self._workers = store, workers
         self._live: dict[str, Reserved] = {}
-        self._ended: list[Ended] = []
+        self._ended: dict[tuple[str, str], list[Ended]] = {}
         self._local_tat: LRUCache[tuple[str, str], float] = LRUCache(REMEMBERED)
         self._local_now: Counter[str] = Counter()
         self._spent: defaultdict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -98,10 +100,6 @@ class Limiter:
         self._stopping = False
         self._thread = threading.Thread(target=self._keep, name="limits", daemon=True)
         self._thread.start()
-
-    def of(self, caller: Caller) -> KeyLimits:
-        """A caller's limits, with what everybody has."""
-        return caller.limits.over(self._default)
 
     def admit(self, caller: Caller, body_bytes: int) -> Ticket:
         """Let a request in.
@@ -112,7 +110,7 @@ class Limiter:
         Raises:
             Limited: which limit refuses it, and for how long.
         """
-        limits = self.of(caller)
+        limits = caller.limits
         if not limits.counts:
             return Ticket(self, None, Admission())
         tokens = min(body_bytes // 4, MOST_GUESSED) + USUAL_TOKENS if limits.counts_work else 0
@@ -133,13 +131,23 @@ class Limiter:
 
     def _asked(self, wanted: Reserved) -> tuple[Admission, bool]:
         """The answer to a request, and whether this worker gave it on its own."""
+        of_key = self._ended.get((wanted.key_id, wanted.day), [])
+        ended, of_key[:BESIDES] = of_key[:BESIDES], []
         try:
-            return self._store.admit(wanted), False
+            return self._store.admit(wanted, ended), False
         except CacheAway as exc:
             if exc.__cause__ is not None:
                 # It was asked, and may have let it in all the same, too late for us to hear of it.
-                self._ended.append(Ended(wanted, 0, 0))
+                ended.append(Ended(wanted, 0, 0))
+            self._note_ended(*ended)
             return self._admit_alone(wanted), True
+
+    def _note_ended(self, *ended: Ended) -> None:
+        """Have it settled; what is settled twice counts once."""
+        for one in ended:
+            of_key = self._ended.setdefault((one.reserved.key_id, one.reserved.day), [])
+            if len(of_key) < REMEMBERED:
+                of_key.append(one)
 
     def end(self, ticket: Ticket, tokens: int, gpu_ms: int) -> None:
         """End a request; called by its ticket, once."""
@@ -153,7 +161,7 @@ class Limiter:
             self._local_now[reserved.key_id] -= 1
             return
         self._live.pop(reserved.member, None)
-        self._ended.append(Ended(reserved, sane(tokens), sane(gpu_ms)))
+        self._note_ended(Ended(reserved, sane(tokens), sane(gpu_ms)))
         self._wake.set()
 
     def close(self) -> None:
@@ -211,14 +219,14 @@ class Limiter:
                 return
 
     def _settle(self) -> None:
-        ended, self._ended = self._ended, []
-        if not ended:
-            return
+        taken, self._ended = self._ended, {}
+        ended = [one for of_key in taken.values() for one in of_key]
         try:
-            self._store.settle(ended)
+            for start in range(0, len(ended), AT_ONCE):
+                self._store.settle(ended[start : start + AT_ONCE])
         except CacheAway:
             # What cannot be told now is told later.
-            self._ended = [*ended, *self._ended][:REMEMBERED]
+            self._note_ended(*ended)
             raise
 
 

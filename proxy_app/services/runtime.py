@@ -73,7 +73,7 @@ class Runtime:
         reloader = FleetReloader(settings.data_dir, settings.fleet, settings.reload_interval_s, access.follow)
         leases = LeaseKeeper(gate, settings.redis_prefix)
         parts = search_parts(settings, upstream, leases)
-        limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.limits, settings.workers)
+        limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.workers)
         usage = UsageBook(settings.data_dir, settings.usage_days)
         runtime = cls(
             settings=settings,

@@ -24,7 +24,7 @@ class Views:
     """
 
     def __init__(self) -> None:
-        self._made: LRUCache[tuple[str, int, tuple[str, ...]], Listing] = LRUCache(REMEMBERED)
+        self._made: LRUCache[tuple[str, str, tuple[str, ...]], Listing] = LRUCache(REMEMBERED)
 
     def tags(self, fleet: Fleet, caller: Caller) -> Listing:
         """`GET /api/tags`."""
@@ -41,7 +41,8 @@ class Views:
         return ollama.loaded(item for item in json.loads(fleet.loaded)["models"] if _is_shown(item, caller))
 
     def _made_once(self, kind: str, fleet: Fleet, caller: Caller) -> Listing:
-        key = (kind, fleet.generation[0], caller.models)
+        # By what is listed, not by its number: a registry that is made anew counts from 0 again.
+        key = (kind, fleet.tags.etag, caller.models)
         found = self._made.get(key)
         if found is None:
             items = _items(fleet, caller)

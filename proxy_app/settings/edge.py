@@ -68,7 +68,7 @@ class Listening:
         "CARAVAN_ORIGINS",
         (),
         words,
-        "More browser origins that may call, beside those Ollama allows, such as `https://chat.example.com`; `*` stands for any text.",
+        "Browser origins that may call, such as `https://chat.example.com`; `*` stands for any text. On a loopback `HOST` those that Ollama allows (localhost, desktop apps) may too; on a public one nobody else.",
     )
     max_body: int = setting(
         "CARAVAN_MAX_BODY",

@@ -12,9 +12,11 @@ import redis
 from proxy_app.domain import KeyLimits
 from proxy_app.store.redis import RedisGate, Script, unix_now
 
-_ADMIT, _SETTLE = Script("admit"), Script("settle")
+_LIMITS = Script("limits")
 # How long a request is under way without being renewed: what a crashed worker had reserved comes back after that.
 TTL_S = 60.0
+# The arguments of a call that lets nobody in.
+_NOBODY = [""] * 8 + [0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +61,26 @@ class LimitStore:
     def __init__(self, gate: RedisGate, prefix: str) -> None:
         self._gate, self._prefix = gate, prefix
 
-    def admit(self, wanted: Reserved) -> Admission:
-        """One call for all limits of a key."""
+    def admit(self, wanted: Reserved, ended: Sequence[Ended] = ()) -> Admission:
+        """One call for all limits of a key.
+
+        Args:
+            ended: requests of the same key and day that are over: they are settled first, in the same call.
+        """
         limits = wanted.limits
         gpu_ms = None if limits.gpu is None else limits.gpu * 1000
         numbers = (limits.rpm, limits.burst or 0, limits.concurrent, limits.tpm, limits.tpd, gpu_ms)
         args = [wanted.member, int(TTL_S * 1000), *("" if n is None else n for n in numbers), wanted.tokens]
-        answer = self._gate.run(lambda client: _ADMIT(client, self._keys(wanted), args))
+        for one in ended:
+            args += _settled(one)
+        answer = self._gate.run(lambda client: _LIMITS(client, self._keys(wanted), args))
         refused, wait_ms, requests, tokens = answer
         return Admission(refused.decode(), wait_ms / 1000, _left(requests), _left(tokens))
 
     def settle(self, ended: Sequence[Ended]) -> None:
         """End requests that were let in, all in one round trip; one that is told twice changes nothing."""
-        calls = [(self._keys(one.reserved), self._settled(one)) for one in ended]
-        self._gate.run(lambda client: _SETTLE.many(client, calls))
-
-    @staticmethod
-    def _settled(one: Ended) -> list[str | int]:
-        limits = one.reserved.limits
-        flags = ["1" if limit is not None else "" for limit in (limits.tpd, limits.gpu)]
-        per_minute = "" if limits.tpm is None else limits.tpm
-        return [one.reserved.member, one.reserved.tokens, one.tokens, one.gpu_ms, per_minute, *flags]
+        calls = [(self._keys(one.reserved), [*_NOBODY, *_settled(one)]) for one in ended]
+        self._gate.run(lambda client: _LIMITS.many(client, calls))
 
     def renew(self, reserved: Iterable[Reserved]) -> None:
         """Say that requests are still under way."""
@@ -98,6 +99,13 @@ class LimitStore:
             f"{root}:tokens:{reserved.day}",
             f"{root}:gpu:{reserved.day}",
         ]
+
+
+def _settled(one: Ended) -> list[str | int]:
+    limits = one.reserved.limits
+    flags = ["1" if limit is not None else "" for limit in (limits.tpd, limits.gpu)]
+    per_minute = "" if limits.tpm is None else limits.tpm
+    return [one.reserved.member, one.reserved.tokens, one.tokens, one.gpu_ms, per_minute, *flags]
 
 
 def _prolong(key: str, member: str, until_ms: int, client: redis.Redis) -> None:

@@ -98,7 +98,7 @@ def guarded(route: Route, settings: Settings) -> View:
 def first(settings: Settings) -> Callable[[], Raw | None]:
     """The guard of all requests, before it is known which route they mean."""
     host_allowed = hosts.host_guard(settings.hosts)
-    origin_allowed = hosts.origin_guard(settings.origins)
+    origin_allowed = hosts.origin_guard(settings.origins, with_local=not settings.is_public)
     checks_host = not settings.is_public
     own = settings.via.partition(" ")[2]
 

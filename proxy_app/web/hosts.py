@@ -53,9 +53,15 @@ def host_guard(extra: tuple[str, ...]) -> Callable[[str], bool]:
     return allows
 
 
-def origin_guard(extra: tuple[str, ...]) -> Callable[[str, str], bool]:
-    """A check of (Origin, Host): may this page call?"""
-    patterns = (*extra, *_LOCAL_ORIGINS, *_APP_ORIGINS)
+def origin_guard(extra: tuple[str, ...], *, with_local: bool) -> Callable[[str, str], bool]:
+    """A check of (Origin, Host): may this page call?
+
+    Args:
+        extra: more origins; `*` stands for any text.
+        with_local: those too that Ollama allows. A page on somebody's own machine has no business with a server that
+            everybody reaches, unless its operator says so.
+    """
+    patterns = (*extra, *_LOCAL_ORIGINS, *_APP_ORIGINS) if with_local else extra
 
     @lru_cache(maxsize=1024)
     def allows(origin: str, host: str) -> bool:

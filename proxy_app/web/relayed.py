@@ -56,7 +56,7 @@ def _answered(relay: Relay, asking: Asking, model: str, body: Body) -> Answer:
 def _asking(route: InferenceRoute, body: Buffer, ask: Asked) -> Asking:
     """What is asked, by whom; an OpenAI chat that streams says what it cost only where it is asked to."""
     body = _bounded(route, body)
-    is_counted = g.caller.key_id or runtime().limiter.of(g.caller).counts_work
+    is_counted = g.caller.key_id or g.caller.limits.counts_work
     counts = is_counted and ask.stream and route.path in ("/v1/chat/completions", "/v1/completions")
     more = with_usage(body) if counts and not _is_packed() else None
     call = _call(route, body if more is None else more)
@@ -69,12 +69,11 @@ def _bounded(route: InferenceRoute, body: Buffer) -> Buffer:
     Raises:
         BodyTooLarge, BadRequest: it may not.
     """
-    services = runtime()
-    limits = services.limiter.of(g.caller)
+    limits = g.caller.limits
     if limits.body is not None and len(body) > limits.body:
         raise BodyTooLarge(f"this key may send {limits.body} bytes with a request")
     length = limits.num_predict if route.answers_at_length else None
-    refuses = services.settings.limit_excess == "refuse"
+    refuses = runtime().settings.limit_excess == "refuse"
     bounds = Bounds(limits.num_ctx, length, limits.images, limits.keep_alive, refuses)
     if bounds.is_nothing or route.needs_multipart:
         return body
@@ -96,8 +95,8 @@ def origin() -> Origin:
 
 def _call(route: InferenceRoute, body: Buffer) -> Call:
     headers = request.headers.items()
-    if runtime().settings.heartbeat_s:
-        # An answer behind a heartbeat has to be of the kind that was begun.
+    if runtime().settings.heartbeat_s or g.caller.limits.counts_work:
+        # An answer behind a heartbeat has to be of the kind that was begun; what one costs has to be readable.
         headers = [(name, value) for name, value in headers if name.lower() != "accept-encoding"]
     return Call("POST", route.path + query_as_sent(request.environ), body, tuple(headers), origin())
 

@@ -103,6 +103,17 @@ def test_gunicorns_own_option_is_seen_too(fake: FakeOllama, tmp_path: Path) -> N
         assert "HOST: 0.0.0.0 is a public address" in process.output
 
 
+def test_a_socket_that_is_handed_over_is_seen_too(fake: FakeOllama, tmp_path: Path) -> None:
+    """As systemd does it."""
+    handing_over = (
+        "import os, socket; listener = socket.create_server(('0.0.0.0', 0)); fd = listener.fileno(); "
+        "os.set_inheritable(fd, True); os.execvp('gunicorn', ['gunicorn', 'wsgi:app', '-b', f'fd://{fd}'])"
+    )
+    with Process(["python", "-c", handing_over], environment([fake]), tmp_path) as process:
+        assert process.wait() == 2
+        assert "HOST: 0.0.0.0 is a public address" in process.output
+
+
 def test_gunicorns_own_option_makes_the_address_public_for_the_workers(fake: FakeOllama, tmp_path: Path) -> None:
     """They would take whoever comes from this machine for its operator."""
     port = procs.free_port()
@@ -111,6 +122,9 @@ def test_gunicorns_own_option_makes_the_address_public_for_the_workers(fake: Fak
         process.wait_ready("/livez")
         assert tags(process).status == 200
         assert delete(process).status == 403
+        # Pages on somebody's own machine may call a server there, not one for everybody.
+        assert fetch(f"{process.url}/api/version", headers={"Origin": "http://localhost:3000"}).status == 403
+        assert fetch(f"{process.url}/api/version", headers={"Origin": process.url}).status == 200
 
 
 # -- anybody ----------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_a_backend_in_a_black_hole_delays_neither_the_start_nor_the_others(tmp_p
         env = {"OLLAMA_BACKENDS": f"hole=http://{host}:{port},one={ollama.url}"}
         with up(env, tmp_path) as caravan:
             caravan.wait_ready("/", FIRST_ANSWER_S)
-            caravan.wait_until(lambda: models(caravan) == [MODEL], "the other's model", 3)
+            caravan.wait_until(lambda: models(caravan) == [MODEL], "the other's model", 10)
             caravan.wait_output("1 models of 1 backends")
             caravan.stop(3)
 

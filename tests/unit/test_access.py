@@ -63,8 +63,8 @@ def ask(access: Access, given: Any = None, *, is_local: bool = False) -> Caller:
 
 
 def test_without_keys_this_machine_itself_may_everything(access: Made) -> None:
-    assert ask(access(), is_local=True) is ANYBODY
-    assert ask(access(), "any text", is_local=True) is ANYBODY
+    assert ask(access(), is_local=True) == ANYBODY
+    assert ask(access(), "any text", is_local=True) == ANYBODY
 
 
 def test_without_keys_others_may_use_but_not_change(access: Made) -> None:

@@ -55,6 +55,8 @@ def test_without_a_list_every_model_may_be_used(model: str) -> None:
         ("*:1b", "llama3.2:1b"),
         ("me/*", "me/tiny"),
         ("hf.co/*", "hf.co/me/tiny:q4"),
+        ("*", "hf.co/me/tiny:q4"),
+        ("hf.co/*/tiny*", "hf.co/me/tiny:q4"),
         ("*", "tiny"),
         ("registry.ollama.ai/library/*", "tiny"),
     ],
@@ -75,6 +77,9 @@ def test_a_pattern_matches_a_name_however_it_is_written(pattern: str, model: str
         ("me/*", "you/tiny"),
         ("tiny:1b", "tiny"),
         ("", "tiny"),
+        ("llama*", "llama.example.com/me/tiny"),
+        ("*tiny", "me/tiny"),
+        ("me/*", "hf.co/me/tiny"),
     ],
 )
 def test_a_pattern_matches_nothing_else(pattern: str, model: str) -> None:
@@ -86,6 +91,8 @@ def test_a_cloud_model_needs_a_pattern_of_its_own(model: str) -> None:
     """It costs money, and what is said to it leaves the house."""
     for local in ("gpt-oss", "gpt-oss:120b", "gpt-oss:latest"):
         assert not may_use(local, model), local
+    for wild in ("*", "gpt*", "gpt-oss:*"):
+        assert not may_use(wild, model), wild
     assert may_use("*cloud", model)
     assert may_use("gpt-oss:*cloud", model)
     assert may_use(model.lower(), model)

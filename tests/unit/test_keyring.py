@@ -15,6 +15,7 @@ from proxy_app.domain import Caller
 from proxy_app.domain.callers import ALL_SCOPES
 from proxy_app.services.keyring import CLOCK_S, KeyRing, public_key, ring_of
 from proxy_app.services.setup import MARK
+from proxy_app.settings import load
 from proxy_app.store.keys import StoredKey
 from tests.keys import ADMIN, STRANGER, Signer
 
@@ -29,7 +30,8 @@ def stored(**about: Any) -> tuple[StoredKey, str]:
 
 
 def ring(*keys: StoredKey, admin: str | None = None, folder: Path = Path("nowhere")) -> KeyRing:
-    return ring_of(keys, admin, folder)
+    env = {"DATA_DIR": str(folder), **({"CARAVAN_ADMIN_KEY": admin} if admin else {})}
+    return ring_of(keys, load(env, None))
 
 
 def checked(key: StoredKey, text: str, address: str = HERE) -> Caller | None:

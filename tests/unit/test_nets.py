@@ -25,11 +25,24 @@ def test_a_gpu_may_stand_anywhere(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["169.254.169.254", "::ffff:169.254.169.254", "224.0.0.1", "ff02::1", "fd00:ec2::254"]
+    "address",
+    [
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "224.0.0.1",
+        "ff02::1",
+        "fe80::1%eth0",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "168.63.129.16",
+        "192.0.0.192",
+        "100.100.100.200",
+    ],
 )
 def test_but_not_where_clouds_keep_credentials(address: str) -> None:
     assert not ANYWHERE.allows(address)
-    assert not Nets((ipaddress.ip_network("0.0.0.0/0"),)).allows(address)
+    assert not Nets((ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))).allows(address)
 
 
 def test_networks_narrow_it() -> None:

@@ -161,7 +161,7 @@ def test_a_stream_that_falls_silent_ends_in_an_error_record(impatient: Stand) ->
     answer = impatient.post("/api/chat")
     assert answer.complete
     assert set(answer.lines()[-1]) == {"error"}
-    assert impatient.fakes[0].wait_for("/api/chat").client_gone.wait(2)
+    assert impatient.fakes[0].wait_for("/api/chat").client_gone.wait(5)
 
 
 def test_a_backend_that_never_begins_is_a_504_and_asked_alone(impatient: Stand) -> None:
@@ -171,7 +171,7 @@ def test_a_backend_that_never_begins_is_a_504_and_asked_alone(impatient: Stand) 
     assert answer.status == 504
     assert set(answer.json()) == {"error"}
     assert impatient.counts("/api/chat") == [1, 0]
-    assert impatient.fakes[0].requests_for("/api/chat")[0].client_gone.wait(1)
+    assert impatient.fakes[0].requests_for("/api/chat")[0].client_gone.wait(5)
 
 
 # --- what the official clients make of it --------------------------------------------------------

@@ -91,7 +91,13 @@ def tidied(made: Stand) -> Stand:
                 fake.remove_model(model.name)
         fake.add_model("tiny")
         fake.store.blobs.clear()
+        fake.add_model(f"again-{fake.name}")
     made.tidy()
+    again = {f"again-{fake.name}:latest" for fake in made.fakes}
+    # Who lists this has been asked since; that `tiny` is listed says only that somebody holds it.
+    made.process.wait_until(lambda: again <= listed(made.url), "all were polled again")
+    for fake in made.fakes:
+        fake.remove_model(f"again-{fake.name}")
     base = {"tiny:latest", *map(mark, made.fakes)}
     made.process.wait_until(lambda: all(listed(made.url) == base for _ in range(8)), "the first models alone are there")
     return made
@@ -371,7 +377,7 @@ def test_a_stop_in_mid_pull_ends_it_in_words(tmp_path: Path) -> None:
         assert read_line(client) == MANIFEST
         site.process.terminate()
         assert "being stopped" in read_line(client, head=False)["error"]
-        assert site.fakes[0].wait_for("/api/pull").client_gone.wait(2)
+        assert site.fakes[0].wait_for("/api/pull").client_gone.wait(5)
 
 
 # --- who gets what is new ------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_a_warm_model_and_a_cold_one_are_waited_for_differently(site: Stand) -> 
         assert (line["status"], line["outcome"], line["attempts"]) == (504, "upstream_timeout", ["a"])
         assert f"first-{model}: a: no answer within {1 if model == 'warm' else 2} s" in site.process.output
     for request in site.fakes[0].requests_for("/api/chat"):
-        assert request.client_gone.wait(1)
+        assert request.client_gone.wait(5)
 
 
 def test_a_load_longer_than_the_limit_for_a_prompt_is_waited_for(site: Stand) -> None:
@@ -136,7 +136,7 @@ def test_a_stream_that_falls_silent_says_for_how_long(site: Stand) -> None:
         assert took_s >= IDLE_S
         assert f"for {IDLE_S} s".encode() in answer.body.rstrip().splitlines()[-1]
         assert logged(site, f"idle{path}".replace("/", "-"))["outcome"] == "silent"
-        assert site.fakes[0].wait_for(path).client_gone.wait(1)
+        assert site.fakes[0].wait_for(path).client_gone.wait(5)
 
 
 def test_a_head_without_a_body_fails_over_after_the_idle_time(site: Stand) -> None:
@@ -170,7 +170,7 @@ def test_a_connection_that_hangs_moves_on_after_the_connect_time(tmp_path_factor
             began_s = time.monotonic()
             # The first may find a connection of old, which falls silent; this worker has none yet.
             assert two.post("/api/chat").lines()[-1]["done"]
-            assert 0.5 <= time.monotonic() - began_s < 2
+            assert 0.5 <= time.monotonic() - began_s < 5
             assert two.post("/api/chat").lines()[-1]["done"]
             assert b.count("/api/chat") == 2
         finally:

@@ -22,10 +22,12 @@ from tests.wire.shows import until
 TOKEN = "hunter2-of-the-backends"
 # A crashed worker's leases are gone after this long, in seconds.
 LEASES_S = 30.0
-# Descriptors that may come and go: connections to Redis and the registry, a poll, a spare connection to a backend.
+# Descriptors that may come and go: connections to the registry, a poll.
 SPARE_FDS = 12
 # Threads that look whether Redis is back, and the like.
 SPARE_THREADS = 3
+# Connections to a backend besides those that carried its requests: polls of the refresher, of a worker's own.
+SPARE_CONNECTIONS = 8
 KEY = re.compile(rb"\{caravan\}:inflight:\d+")
 NAME = re.compile(rb"[0-9a-f]{32}")
 TRACES = ("Traceback (most recent", '"traceback"')
@@ -73,8 +75,14 @@ class Site:
             traffic.more(3 * len(MIXED))
         assert not traffic.failed
         self.wait_idle()
-        self.descriptors = [descriptors(worker) for worker in self.workers]
+        self.descriptors = self.count_descriptors()
         self.threads = max(worker.num_threads() for worker in self.workers)
+
+    def count_descriptors(self) -> list[int]:
+        """What each worker has open, but for connections to Redis and to backends: the pools keep as many as were once
+        needed at the same time, and that depends on the machine."""
+        ports = {talker.port for talker in self.talkers}
+        return [descriptors(worker, ports) for worker in self.workers]
 
     def wait_idle(self, deadline_s: float = 10.0) -> None:
         for talker in self.talkers:
@@ -84,9 +92,13 @@ class Site:
         """The backends have nothing to do, no descriptor or thread is lost, and nothing was logged that may not be."""
         self.wait_idle(deadline_s)
         allowed = max(self.descriptors) + SPARE_FDS
-        until(lambda: max(map(descriptors, self.workers)) <= allowed, f"{allowed} descriptors", deadline_s)
+        until(lambda: max(self.count_descriptors()) <= allowed, f"{allowed} descriptors", deadline_s)
         threads = self.threads + SPARE_THREADS
         until(lambda: max(each.num_threads() for each in self.workers) <= threads, f"{threads} threads", deadline_s)
+        for talker in self.talkers:
+            most = len(self.workers) * talker.max_in_flight + SPARE_CONNECTIONS
+            few = lambda talker=talker, most=most: talker.open_connections <= most  # noqa: E731 - one line, one use
+            until(few, f"{most} connections to {talker.name}", deadline_s)
         self.assert_clean_logs()
 
     def assert_no_leases(self, deadline_s: float = LEASES_S) -> None:
@@ -111,9 +123,10 @@ class Site:
         until(lambda: name in listed(self.url), f"{name} is listed", deadline_s)
 
 
-def descriptors(worker: psutil.Process) -> int:
-    """What a worker has open, but for its connections to Redis: their pool keeps as many as were once needed."""
-    return worker.num_fds() - len(worker.net_connections("unix"))
+def descriptors(worker: psutil.Process, ports: set[int]) -> int:
+    """What a worker has open, but for unix sockets and connections to those ports."""
+    others = [conn for conn in worker.net_connections("inet") if conn.raddr and conn.raddr.port in ports]
+    return worker.num_fds() - len(worker.net_connections("unix")) - len(others)
 
 
 def leases(redis: PrivateRedis) -> int:
