@@ -16,7 +16,7 @@ from proxy_app.dialects.usage import sane
 from proxy_app.domain import Caller, KeyLimits
 from proxy_app.errors import CacheAway, Limited
 from proxy_app.routing.meter import Metered, meter
-from proxy_app.store.limits import Admission, Ended, LimitStore, Reserved, today
+from proxy_app.store.limits import DAY_S, Admission, Ended, LimitStore, Reserved, today
 from proxy_app.store.redis import unix_now
 
 log = logging.getLogger(__name__)
@@ -92,10 +92,10 @@ class Limiter:
     def __init__(self, store: LimitStore, workers: int) -> None:
         self._store, self._workers = store, workers
         self._live: dict[str, Reserved] = {}
-        self._ended: dict[tuple[str, str], list[Ended]] = {}
+        self._ended: dict[str, list[Ended]] = {}
         self._local_tat: LRUCache[tuple[str, str], float] = LRUCache(REMEMBERED)
         self._local_now: Counter[str] = Counter()
-        self._spent: defaultdict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
+        self._spent: defaultdict[tuple[str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._keep, name="limits", daemon=True)
@@ -126,12 +126,12 @@ class Limiter:
             wait_s = max(1, math.ceil(admission.wait_s))
             raise Limited(_WORDS[admission.refused_by], wait_s, limit_headers(limits, admission))
         if not is_local:
-            self._live[wanted.member] = wanted
+            self._live[wanted.request] = wanted
         return Ticket(self, wanted, admission, is_local)
 
     def _asked(self, wanted: Reserved) -> tuple[Admission, bool]:
         """The answer to a request, and whether this worker gave it on its own."""
-        of_key = self._ended.get((wanted.key_id, wanted.day), [])
+        of_key = self._ended.get(wanted.key_id, [])
         ended, of_key[:BESIDES] = of_key[:BESIDES], []
         try:
             return self._store.admit(wanted, ended), False
@@ -145,7 +145,7 @@ class Limiter:
     def _note_ended(self, *ended: Ended) -> None:
         """Have it settled; what is settled twice counts once."""
         for one in ended:
-            of_key = self._ended.setdefault((one.reserved.key_id, one.reserved.day), [])
+            of_key = self._ended.setdefault(one.reserved.key_id, [])
             if len(of_key) < REMEMBERED:
                 of_key.append(one)
 
@@ -160,7 +160,7 @@ class Limiter:
         if ticket.is_local:
             self._local_now[reserved.key_id] -= 1
             return
-        self._live.pop(reserved.member, None)
+        self._live.pop(reserved.request, None)
         self._note_ended(Ended(reserved, sane(tokens), sane(gpu_ms)))
         self._wake.set()
 
@@ -231,4 +231,4 @@ class Limiter:
 
 
 def _until_midnight_s() -> float:
-    return 86400 - unix_now() % 86400
+    return DAY_S - unix_now() % DAY_S

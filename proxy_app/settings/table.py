@@ -6,6 +6,7 @@ import hashlib
 import ipaddress
 import socket
 from dataclasses import dataclass
+from functools import cached_property
 
 from proxy_app.settings.backends import BackendSettings
 from proxy_app.settings.edge import Listening, Relaying, Running, Storing
@@ -25,13 +26,13 @@ class Settings(Running, Storing, Relaying, Caching, Polling, TheFleet, Listening
             return self.backends
         return (BackendSettings(name="default", url=self.base_url, auth_token=self.auth_token),)
 
-    @property
+    @cached_property
     def via(self) -> str:
         """What all processes of this Caravan call themselves in `Via` (RFC 9110 §7.6.3); no other one has it."""
         place = f"{socket.gethostname()}:{self.data_dir.resolve()}"
         return f"1.1 caravan-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
-    @property
+    @cached_property
     def is_public(self) -> bool:
         """Does it listen on anything but a loopback address?"""
         return not is_loopback(self.host)

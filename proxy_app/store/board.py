@@ -37,6 +37,6 @@ class BreakerBoard:
         for name, breaker in opened.items():
             args += [name, breaker.openings, int(breaker.left_s * 1000)]
         args += closed
-        flat = self._gate.run(lambda client: _SHARE(client, [self._key], args))
+        flat = self._gate.call(_SHARE, [self._key], args)
         triples = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         return {name.decode(): Opened(int(openings), int(left_ms) / 1000) for name, openings, left_ms in triples}

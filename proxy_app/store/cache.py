@@ -37,7 +37,7 @@ class ShowCache:
 
     def get(self, key: ShowKey) -> ShowEntry | None:
         document = self._document(key)
-        found = self._gate.run(lambda client: _GET(client, [document, self._lru], []))
+        found = self._gate.call(_GET, [document, self._lru], [])
         if not found:
             return None
         digest, stored_at, size, body = found
@@ -69,13 +69,13 @@ class ShowCache:
             self._gate.run(lambda client: client.set(f"{document}:body", entry.body, ex=UNNAMED_S), big=True)
         keys = [document, f"{document}:body", self._lru, self._sizes]
         args = [entry.digest, repr(entry.stored_at), size, b"" if big else entry.body, self._budget]
-        self._gate.run(lambda client: _PUT(client, keys, args))
+        self._gate.call(_PUT, keys, args)
 
     def drop(self, canonicals: Iterable[str]) -> int:
         """Drop the documents of local models that nobody holds any more; returns how many."""
         keys = [ShowKey("local", canonical, verbose) for canonical in canonicals for verbose in (False, True)]
         gone = [self._document(key) for key in keys]
-        return int(self._gate.run(lambda client: _DROP(client, [self._lru, self._sizes], gone))) if gone else 0
+        return int(self._gate.call(_DROP, [self._lru, self._sizes], gone)) if gone else 0
 
     def size_bytes(self) -> tuple[int, int]:
         """(documents, bytes) in the cache."""
@@ -123,10 +123,10 @@ class ShowCache:
         return self._take(self._flight(key), token, ttl_ms)
 
     def renew_flight(self, key: ShowKey, token: str, ttl_ms: int) -> bool:
-        return bool(self._gate.run(lambda client: _RENEW(client, [self._flight(key)], [token, ttl_ms])))
+        return bool(self._gate.call(_RENEW, [self._flight(key)], [token, ttl_ms]))
 
     def release_flight(self, key: ShowKey, token: str) -> None:
-        self._gate.run(lambda client: _RELEASE(client, [self._flight(key)], [token]))
+        self._gate.call(_RELEASE, [self._flight(key)], [token])
 
     def take_cooldown(self, key: ShowKey, ttl_ms: int) -> bool:
         """Become the one who refreshes this document in the coming `ttl_ms`; False where somebody did."""

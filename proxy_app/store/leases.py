@@ -96,7 +96,7 @@ class LeaseKeeper:
         keys = [self._key(backend_id) for backend_id in backend_ids]
         args = [member, int(TTL_S * 1000), self._turn % len(keys) + 1]
         try:
-            return backend_ids[int(self._gate.run(lambda client: _LEASE(client, keys, args))) - 1]
+            return backend_ids[int(self._gate.call(_LEASE, keys, args)) - 1]
         except CacheAway:
             start = self._turn % len(backend_ids)
             turned = [*backend_ids[start:], *backend_ids[:start]]
@@ -137,7 +137,7 @@ class LeaseKeeper:
     def _write_backend(self, backend_id: int, keep: list[str], end: list[str]) -> None:
         args = [int(TTL_S * 1000), len(keep), *keep, *end]
         try:
-            self._gate.run(lambda client: _KEEP(client, [self._key(backend_id)], args))
+            self._gate.call(_KEEP, [self._key(backend_id)], args)
         except CacheAway:
             # What was not ended expires; what was not written is in this worker's own counts.
             log.debug("leases of backend %s were not written", backend_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 import redis
@@ -15,8 +14,9 @@ from proxy_app.store.redis import RedisGate, Script, unix_now
 _LIMITS = Script("limits")
 # How long a request is under way without being renewed: what a crashed worker had reserved comes back after that.
 TTL_S = 60.0
+DAY_S = 86400
 # The arguments of a call that lets nobody in.
-_NOBODY = [""] * 8 + [0]
+_NOBODY: list[str | int] = ["", 0, 0, 0, *[""] * 6]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,18 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A request that was let in. `day`: of its counters, UTC."""
+    """A request that was let in. `day`: of its counters, UTC, since 1970."""
 
     key_id: str
-    member: str
+    request: str
     tokens: int
     limits: KeyLimits
-    day: str
+    day: int
+
+    @property
+    def member(self) -> str:
+        """What is stored of it: all that its end has to know."""
+        return f"{self.request} {self.tokens} {self.day} {self.limits.tpm or 0}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,56 +70,46 @@ class LimitStore:
         """One call for all limits of a key.
 
         Args:
-            ended: requests of the same key and day that are over: they are settled first, in the same call.
+            ended: requests of the same key that are over: they are settled first, in the same call.
         """
         limits = wanted.limits
         gpu_ms = None if limits.gpu is None else limits.gpu * 1000
         numbers = (limits.rpm, limits.burst or 0, limits.concurrent, limits.tpm, limits.tpd, gpu_ms)
-        args = [wanted.member, int(TTL_S * 1000), *("" if n is None else n for n in numbers), wanted.tokens]
+        args = [wanted.member, int(TTL_S * 1000), wanted.day, wanted.tokens, *("" if n is None else n for n in numbers)]
         for one in ended:
-            args += _settled(one)
-        answer = self._gate.run(lambda client: _LIMITS(client, self._keys(wanted), args))
+            args += (one.reserved.member, one.tokens, one.gpu_ms)
+        answer = self._gate.call(_LIMITS, self._keys(wanted), args)
         refused, wait_ms, requests, tokens = answer
         return Admission(refused.decode(), wait_ms / 1000, _left(requests), _left(tokens))
 
     def settle(self, ended: Sequence[Ended]) -> None:
         """End requests that were let in, all in one round trip; one that is told twice changes nothing."""
-        calls = [(self._keys(one.reserved), [*_NOBODY, *_settled(one)]) for one in ended]
+        calls = [(self._keys(one.reserved), [*_NOBODY, one.reserved.member, one.tokens, one.gpu_ms]) for one in ended]
         self._gate.run(lambda client: _LIMITS.many(client, calls))
 
     def renew(self, reserved: Iterable[Reserved]) -> None:
         """Say that requests are still under way."""
-        until_ms = int((unix_now() + TTL_S) * 1000)
-        for one in reserved:
-            key, member = self._keys(one)[2], f"{one.member} {one.tokens}"
-            self._gate.run(partial(_prolong, key, member, until_ms))
+        members = [(self._keys(one)[1], one.member) for one in reserved]
+        if members:
+            self._gate.run(partial(_prolong, members))
 
     def _keys(self, reserved: Reserved) -> list[str]:
         # Braces: one script's keys have to share a slot of a Redis Cluster.
         root = "{%s:%s}:limit" % (self._prefix, reserved.key_id)
-        return [
-            f"{root}:rpm",
-            f"{root}:tpm",
-            f"{root}:now",
-            f"{root}:tokens:{reserved.day}",
-            f"{root}:gpu:{reserved.day}",
-        ]
+        return [root, f"{root}:now"]
 
 
-def _settled(one: Ended) -> list[str | int]:
-    limits = one.reserved.limits
-    flags = ["1" if limit is not None else "" for limit in (limits.tpd, limits.gpu)]
-    per_minute = "" if limits.tpm is None else limits.tpm
-    return [one.reserved.member, one.reserved.tokens, one.tokens, one.gpu_ms, per_minute, *flags]
+def _prolong(members: Sequence[tuple[str, str]], client: redis.Redis) -> None:
+    # By Redis' own clock, as all times in there: machines differ.
+    until_ms = (client.time()[0] + TTL_S) * 1000
+    pipeline = client.pipeline(transaction=False)
+    for key, member in members:
+        pipeline.zadd(key, {member: until_ms}, xx=True)
+    pipeline.execute()
 
 
-def _prolong(key: str, member: str, until_ms: int, client: redis.Redis) -> None:
-    client.zadd(key, {member: until_ms}, xx=True)
-    client.pexpire(key, int(TTL_S * 2000))
-
-
-def today() -> str:
-    return datetime.now(UTC).strftime("%Y%m%d")
+def today() -> int:
+    return int(unix_now()) // DAY_S
 
 
 def _left(number: int) -> int | None:

@@ -64,6 +64,7 @@ class RedisGate:
         self._private = None if url else private
         self._small = _client(url or f"unix://{private}", timeout_s)
         self._big = _client(url or f"unix://{private}", BIG_TIMEOUT_S)
+        self._lines: list[Any] = []
         self._lock = threading.Lock()
         self._failures = 0
         self._stop = threading.Event()
@@ -89,16 +90,40 @@ class RedisGate:
         Raises:
             CacheAway: the breaker is open, or the call failed.
         """
+        return self._guarded(lambda: call(self._big if big else self._small), counts=not big)
+
+    def call(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run one script, as almost every request does: straight on a connection. What redis-py's client does around a
+        call (pool, poll of the socket through the hub, retries, telemetry) costs as much as the call itself.
+
+        Raises:
+            CacheAway: as `run`.
+        """
+        return self._guarded(lambda: self._on_line(script, keys, args), counts=True)
+
+    def _guarded(self, call: Callable[[], Any], *, counts: bool) -> Any:
         if self.is_away:
             raise CacheAway("Redis is away")
         try:
-            answer = call(self._big if big else self._small)
+            answer = call()
         except (redis.RedisError, OSError) as exc:
-            if not big:
+            if counts:
                 self._count(exc)
             raise CacheAway(f"Redis: {exc}") from exc
         self._failures = 0
         return answer
+
+    def _on_line(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        line = self._lines.pop() if self._lines else self._small.connection_pool.get_connection()
+        try:
+            return script.on(line, keys, args)
+        except redis.ConnectionError:
+            # Redis was restarted: the others would fail too, each once. All connect again when they are used.
+            for other in self._lines:
+                other.disconnect()
+            raise
+        finally:
+            self._lines.append(line)
 
     def close(self) -> None:
         self._stop.set()
@@ -167,11 +192,14 @@ class Script:
         self._source = (SCRIPTS / f"{name}.lua").read_text()
         self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: redis.Redis, keys: list[str], args: list[Any]) -> Any:
+    def on(self, line: Any, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run it on a connection of redis-py's."""
+        line.send_command("EVALSHA", self._sha, len(keys), *keys, *args)
         try:
-            return client.evalsha(self._sha, len(keys), *keys, *args)
+            return line.read_response()
         except redis.exceptions.NoScriptError:
-            return client.eval(self._source, len(keys), *keys, *args)
+            line.send_command("EVAL", self._source, len(keys), *keys, *args)
+            return line.read_response()
 
     def many(self, client: redis.Redis, calls: Sequence[tuple[list[str], list[Any]]]) -> None:
         """Call it several times in one round trip; an answer that is an error stands for that one call alone."""
@@ -181,7 +209,8 @@ class Script:
         answers = pipeline.execute(raise_on_error=False)
         for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, redis.exceptions.NoScriptError):
-                self(client, *call)
+                keys, args = call
+                client.eval(self._source, len(keys), *keys, *args)
 
 
 def unix_now() -> float:

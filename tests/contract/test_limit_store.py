@@ -20,7 +20,8 @@ from proxy_app.store.redis import RedisGate
 from tests.fakes.redis import PrivateRedis, find_redis_server
 from tests.wire.shows import until
 
-DAY = "20261121"
+DAY = 20_000
+COUNTS, UNDER_WAY = "{test:k}:limit", "{test:k}:limit:now"
 ALL = "rpm=10,burst=2,concurrent=5,tpm=1000,tpd=5000,gpu=100"
 
 
@@ -41,7 +42,7 @@ def db(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def want(limits: str, member: str = "", key_id: str = "k", tokens: int = 0, day: str = DAY) -> Reserved:
+def want(limits: str, member: str = "", key_id: str = "k", tokens: int = 0, day: int = DAY) -> Reserved:
     return Reserved(key_id, member or f"{random.getrandbits(64):x}", tokens, parse_limits(limits), day)
 
 
@@ -55,7 +56,7 @@ def everything(db: redis.Redis) -> dict[str, object]:
     """All that is stored, without times to live."""
     found: dict[str, object] = {}
     for name in sorted(db.scan_iter("*")):
-        found[name] = db.zrange(name, 0, -1) if db.type(name) == "zset" else db.get(name)
+        found[name] = db.zrange(name, 0, -1) if db.type(name) == "zset" else db.hgetall(name)
     return found
 
 
@@ -120,9 +121,9 @@ def test_many_at_once_get_no_more_than_there_is(redis_url: str, tmp_path: Path) 
 def test_settling_puts_what_was_used_in_the_place_of_what_was_reserved(store: LimitStore, db: redis.Redis) -> None:
     (one,) = let_in(store, want(ALL, "m", tokens=300))
     store.settle([Ended(one, 120, 2500)])
-    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "120"
-    assert db.get(f"{{test:k}}:limit:gpu:{DAY}") == "2500"
-    assert db.zcard("{test:k}:limit:now") == 0
+    assert db.hget(COUNTS, "used") == "120"
+    assert db.hget(COUNTS, "gpu") == "2500"
+    assert db.zcard(UNDER_WAY) == 0
     left = store.admit(want(ALL, tokens=0)).tokens_left
     assert left is not None
     # The meter gives some back as time passes: 17 a second.
@@ -142,7 +143,7 @@ def test_settling_gives_all_of_an_unused_reservation_back(store: LimitStore, db:
     (one,) = let_in(store, want(limits, tokens=300))
     assert store.admit(want(limits, tokens=300)).refused_by == "tpm"
     store.settle([Ended(one, 0, 0)])
-    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "0"
+    assert db.hget(COUNTS, "used") == "0"
     let_in(store, want(limits, tokens=300))
 
 
@@ -163,7 +164,7 @@ def test_a_day_is_refused_once_it_is_used_up(store: LimitStore) -> None:
     answer = store.admit(want(limits, tokens=10))
     assert answer.refused_by == "tpd"
     assert 0 < answer.wait_s <= 86400
-    assert not store.admit(want(limits, tokens=10, day="20261122")).refused_by, "tomorrow is another day"
+    assert not store.admit(want(limits, tokens=10, day=DAY + 1)).refused_by, "tomorrow is another day"
 
 
 def test_a_day_that_is_only_reserved_may_be_there_again_soon(store: LimitStore) -> None:
@@ -183,23 +184,23 @@ def test_the_next_request_ends_those_before_it(store: LimitStore, db: redis.Redi
     for _ in range(2):
         assert not store.admit(three, [Ended(one, 30, 500), Ended(two, 5, 0)]).refused_by
         store.settle([Ended(three, 10, 0)])
-    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "55", "what is ended twice counts once"
-    assert db.get(f"{{test:k}}:limit:gpu:{DAY}") == "500"
-    assert not db.exists("{test:k}:limit:now")
+    assert db.hget(COUNTS, "used") == "55", "what is ended twice counts once"
+    assert db.hget(COUNTS, "gpu") == "500"
+    assert not db.exists(UNDER_WAY)
 
 
 def test_one_that_is_refused_ends_those_before_it_all_the_same(store: LimitStore, db: redis.Redis) -> None:
     (one,) = let_in(store, want("rpm=1,tpd=1000", tokens=10))
     assert store.admit(want("rpm=1,tpd=1000", tokens=10), [Ended(one, 30, 0)]).refused_by == "rpm"
-    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "30"
+    assert db.hget(COUNTS, "used") == "30"
 
 
 def test_what_is_stored_ends_by_itself(store: LimitStore, db: redis.Redis) -> None:
     (one,) = let_in(store, want(ALL, tokens=10))
     let_in(store, want(ALL, tokens=10))
     store.settle([Ended(one, 20, 30)])
-    names = list(db.scan_iter("*"))
-    assert len(names) == 5
+    names = sorted(db.scan_iter("*"))
+    assert names == [COUNTS, UNDER_WAY]
     assert all(0 < db.ttl(name) <= 2 * 86400 for name in names)
 
 
@@ -215,9 +216,9 @@ def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_crashed_worker_had_comes_back(store: LimitStore, db: redis.Redis, short_lives: None) -> None:
     limits = "concurrent=2,tpd=1000"
     let_in(store, want(limits, tokens=300), want(limits, tokens=300))
-    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "600"
-    until(lambda: not store.admit(want(limits, tokens=7)).refused_by, "its places are free", 10)
-    assert db.get(f"{{test:k}}:limit:tokens:{DAY}") == "7"
+    assert db.hget(COUNTS, "used") == "600"
+    until(lambda: not store.admit(want(limits)).refused_by, "its places are free", 10)
+    until(lambda: bool(store.admit(want("tpd=1000"))) and db.hget(COUNTS, "used") == "0", "its tokens too", 10)
 
 
 def test_what_is_renewed_stays(store: LimitStore, short_lives: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,13 +238,25 @@ def test_what_was_reserved_yesterday_is_not_taken_off_today(
 ) -> None:
     limits = "tpd=1000"
     let_in(store, want(limits, tokens=300))
-    tomorrow = "20261122"
-    until(lambda: db.zcount("{test:k}:limit:now", "-inf", "+inf") == 1, "it is under way")
+    until(lambda: db.zcount(UNDER_WAY, "-inf", "+inf") == 1, "it is under way")
     clock = lambda: float(db.time()[0]) * 1000 + db.time()[1] / 1000  # noqa: E731 - one line, one use
-    ends = db.zrange("{test:k}:limit:now", 0, -1, withscores=True)[0][1]
+    ends = db.zrange(UNDER_WAY, 0, -1, withscores=True)[0][1]
     until(lambda: clock() > ends, "it has expired", 10)
-    let_in(store, want(limits, tokens=5, day=tomorrow))
-    assert int(db.get(f"{{test:k}}:limit:tokens:{tomorrow}") or "0") == 5
+    let_in(store, want(limits, tokens=5, day=DAY + 1))
+    assert (db.hget(COUNTS, "day"), db.hget(COUNTS, "used")) == (str(DAY + 1), "5")
+
+
+def test_an_answer_over_midnight_counts_for_the_new_day(store: LimitStore, db: redis.Redis) -> None:
+    limits = "tpd=1000,gpu=100"
+    (late,) = let_in(store, want(limits, tokens=300))
+    let_in(store, want(limits, tokens=5, day=DAY + 1))
+    store.settle([Ended(late, 40, 700)])
+    assert (db.hget(COUNTS, "used"), db.hget(COUNTS, "gpu")) == ("45", "700")
+
+
+def test_a_machine_whose_clock_is_behind_begins_no_day_anew(store: LimitStore, db: redis.Redis) -> None:
+    let_in(store, want("tpd=1000", tokens=5, day=DAY + 1), want("tpd=1000", tokens=7, day=DAY))
+    assert (db.hget(COUNTS, "day"), db.hget(COUNTS, "used")) == (str(DAY + 1), "12")
 
 
 # -- a worker's limiter ---------------------------------------------------------------------------------
@@ -263,11 +276,10 @@ def caller(limits: str, key_id: str = "k") -> Caller:
 
 def test_a_ticket_settles_once(limiter: Limiter, db: redis.Redis) -> None:
     ticket = limiter.admit(caller("tpd=1000"), 100)
-    name = next(db.scan_iter("*:tokens:*"))
     ticket.settle(10, 0)
     ticket.settle(500, 0)
-    until(lambda: db.get(name) == "10", "what was used counts")
-    assert db.zcard("{test:k}:limit:now") == 0
+    until(lambda: db.hget(COUNTS, "used") == "10", "what was used counts")
+    assert db.zcard(UNDER_WAY) == 0
 
 
 def test_closing_settles_what_has_ended(store: LimitStore, db: redis.Redis) -> None:
@@ -276,8 +288,8 @@ def test_closing_settles_what_has_ended(store: LimitStore, db: redis.Redis) -> N
     for ticket in tickets:
         ticket.settle(10, 0)
     limiter.close()
-    assert db.zcard("{test:k}:limit:now") == 0
-    assert db.get(next(db.scan_iter("*:tokens:*"))) == "200"
+    assert db.zcard(UNDER_WAY) == 0
+    assert db.hget(COUNTS, "used") == "200"
 
 
 @pytest.mark.parametrize("tokens", [10**30, -(10**30)])
@@ -290,7 +302,7 @@ def test_one_answer_that_lies_does_not_stop_the_settling_of_others(
     liar.settle(tokens, abs(tokens))
     for ticket in others:
         ticket.settle(10, 0)
-    until(lambda: db.zcard("{test:k}:limit:now") == 0, "the others are settled")
+    until(lambda: db.zcard(UNDER_WAY) == 0, "the others are settled")
 
 
 def test_a_redis_that_goes_and_comes_loses_no_place(tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ class Site:
         return [self.ask(key).status for _ in range(count)]
 
     def counted(self, key: str, what: str) -> int | None:
-        """A key's counter of the day, `tokens` or `gpu`, as it stands in Redis."""
+        """A key's counter of the day, `used` (tokens) or `gpu`, as it stands in Redis."""
         with client_of(self.redis) as db:
-            found = [db.get(name) for name in db.scan_iter(f"*{key_id(self.keys[key])}*:limit:{what}:*")]
+            found = [db.hget(name, what) for name in db.scan_iter(f"*{key_id(self.keys[key])}*:limit")]
         return int(found[0]) if found else None
 
     def under_way(self, key: str) -> int:
@@ -336,7 +336,7 @@ def test_a_place_is_free_again_where_the_client_leaves_before_the_answer(site: S
         assert site.under_way("end-7") == 1
     site.wait_free("end-7")
     # The backend was at work on the question: it is charged by its length.
-    site.wait_counted("end-7", "tokens", len(body) // 4)
+    site.wait_counted("end-7", "used", len(body) // 4)
 
 
 def test_one_request_after_the_other_is_never_too_many(site: Site) -> None:
@@ -351,7 +351,7 @@ def test_one_request_after_the_other_is_never_too_many(site: Site) -> None:
 def test_a_day_is_charged_what_was_really_used(site: Site) -> None:
     for done in range(1, 4):
         assert site.ask("settled", stream=bool(done % 2)).status == 200
-        site.wait_counted("settled", "tokens", done * (PROMPT_TOKENS + SAID))
+        site.wait_counted("settled", "used", done * (PROMPT_TOKENS + SAID))
     # 12.5 ms for the prompt and 10 for each token.
     assert site.counted("settled", "gpu") in range(3 * 52, 3 * 53 + 1)
 
@@ -362,18 +362,18 @@ def test_other_dialects_are_charged_what_they_say(site: Site) -> None:
         for stream in (False, True):
             assert site.ask("openai", path, stream=stream).status == 200
             used += PROMPT_TOKENS + SAID
-            site.wait_counted("openai", "tokens", used)
+            site.wait_counted("openai", "used", used)
 
 
 def test_nothing_is_charged_for_an_answer_that_is_an_error(site: Site) -> None:
-    used = site.counted("whole", "tokens") or 0
+    used = site.counted("whole", "used") or 0
     for fault in (Status(400, '{"error":"no"}'), Error500()):
         for fake in site.fakes:
             fake.clear_faults()
             fake.fault(CHAT, fault, times=None)
         assert site.ask("whole").status == fault_status(fault)
         site.wait_free("whole")
-        assert site.counted("whole", "tokens") == used
+        assert site.counted("whole", "used") == used
 
 
 def fault_status(fault: Fault) -> int:
@@ -381,7 +381,7 @@ def fault_status(fault: Fault) -> int:
 
 
 def test_a_request_that_fails_over_is_charged_once(site: Site) -> None:
-    used = site.counted("whole", "tokens") or 0
+    used = site.counted("whole", "used") or 0
     for fake in site.fakes:
         fake.forget_requests()
     rules = [fake.fault(CHAT, Refuse503Busy(), times=1) for fake in site.fakes]
@@ -390,17 +390,17 @@ def test_a_request_that_fails_over_is_charged_once(site: Site) -> None:
     good = sum(answer.status == 200 for answer in answers)
     assert good >= 3
     site.wait_free("whole")
-    site.wait_counted("whole", "tokens", used + good * (PROMPT_TOKENS + SAID))
+    site.wait_counted("whole", "used", used + good * (PROMPT_TOKENS + SAID))
 
 
 def test_a_cut_stream_is_charged_for_what_came(site: Site) -> None:
-    used = site.counted("whole", "tokens") or 0
+    used = site.counted("whole", "used") or 0
     for fake in site.fakes:
         fake.fault(CHAT, StreamThen(3, Eof()), times=None)
     got = site.ask("whole", stream=True)
     assert b"error" in got.body
     site.wait_free("whole")
-    charged = (site.counted("whole", "tokens") or 0) - used
+    charged = (site.counted("whole", "used") or 0) - used
     assert 3 <= charged <= 3 + PROMPT_TOKENS
 
 
@@ -408,7 +408,7 @@ def test_a_day_that_is_used_up_is_over(site: Site) -> None:
     """Two answers of 11 tokens: the first leaves 9 of 20, the second nothing."""
     for number in (1, 2):
         assert site.ask("day").status == 200
-        site.wait_counted("day", "tokens", number * (PROMPT_TOKENS + SAID))
+        site.wait_counted("day", "used", number * (PROMPT_TOKENS + SAID))
     third = site.ask("day")
     assert third.status == 429
     assert "tokens per day" in third.json()["error"]
@@ -600,7 +600,7 @@ def alone(fakes: tuple[FakeOllama, ...], tmp_path: Path) -> Iterator[Site]:
 
 def test_without_redis_each_worker_keeps_to_its_share_and_with_it_to_the_limit_again(alone: Site) -> None:
     assert alone.ask("used").status == 200
-    alone.wait_counted("used", "tokens", PROMPT_TOKENS + SAID)
+    alone.wait_counted("used", "used", PROMPT_TOKENS + SAID)
     assert alone.ask("used").status == 429
     alone.redis.kill()
     answers, took_s = many(alone, "twenty", 80, 8)

@@ -1,110 +1,129 @@
 -- End requests of a key that were let in, then let one more in, or say which limit refuses it. All or nothing.
--- KEYS[1] requests: theoretical arrival time, µs   KEYS[2] tokens a minute: the same
--- KEYS[3] zset under way: "request tokens" -> expiry, ms   KEYS[4] tokens of the day   KEYS[5] GPU ms of the day
--- ARGV[1] request, or "" where only some are ended   ARGV[2] time to live of what is under way, ms
--- ARGV[3] requests a minute   ARGV[4] burst   ARGV[5] under way   ARGV[6] tokens a minute   ARGV[7] tokens a day
--- ARGV[8] GPU ms a day   ARGV[9] tokens reserved   ("" where there is no such limit)
--- ARGV[10..] seven for each that has ended: request, tokens reserved, tokens used, GPU ms used, and the limits that it
--- was let in with: tokens a minute, is there one of tokens a day ("1" or ""), is there one of GPU time
+-- KEYS[1] hash: requests, tokens (theoretical arrival times, µs), day (since 1970), used (tokens of that day), gpu (ms),
+-- looked (when crashed workers' requests were looked for, ms)
+-- KEYS[2] zset under way: member -> expiry, ms; a member is "request tokens day tokens-a-minute": what it was let in for
+-- ARGV[1] member, or "" where only some are ended   ARGV[2] time to live of what is under way, ms   ARGV[3] day
+-- ARGV[4] tokens reserved   ARGV[5] requests a minute   ARGV[6] burst   ARGV[7] under way   ARGV[8] tokens a minute
+-- ARGV[9] tokens a day   ARGV[10] GPU ms a day   ("" where there is no such limit)
+-- ARGV[11..] three for each that has ended: member, tokens used, GPU ms used
 -- Returns {refused, retry after ms, requests left, tokens left}; refused: "" or the limit's name; left: -1 without one.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now / 1000)
-local reserve = tonumber(ARGV[9])
-local DAY = 172800
+-- Each call of Redis costs 2 to 5 µs, and every request runs this: what need not be done each time is not.
+local MINUTE, LOOK_MS, TWO_DAYS_MS = 60000000, 1000, 172800000
 
-local function whole(number) return string.format('%.0f', number) end
+local stored = redis.call('HMGET', KEYS[1], 'requests', 'tokens', 'day', 'used', 'gpu', 'looked')
+local requests = math.max(tonumber(stored[1] or '0'), now)
+local tokens = math.max(tonumber(stored[2] or '0'), now)
+local day, used, gpu = tonumber(stored[3] or '0'), tonumber(stored[4] or '0'), tonumber(stored[5] or '0')
+-- Days only begin: where two machines' clocks differ, none is begun twice.
+local is_new_day = tonumber(ARGV[3]) > day
+if is_new_day then day, used, gpu = tonumber(ARGV[3]), 0, 0 end
+local looked = tonumber(stored[6] or '0')
 
-local function tokens_of(member) return tonumber(string.match(member, ' (%d+)$')) end
-
-local function reserved_now()
-  local sum = 0
-  for _, member in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do sum = sum + tokens_of(member) end
-  return sum
+local function parts(member)
+  local reserved, of_day, per_minute = string.match(member, ' (%d+) (%d+) (%d+)$')
+  return tonumber(reserved), tonumber(of_day) == day, tonumber(per_minute)
 end
+
+local changed = false
 
 -- What crashed workers had reserved comes back.
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now_ms)) do
-  local tokens = tokens_of(member)
-  redis.call('ZREM', KEYS[3], member)
-  -- It may have been yesterday's: never more than there is today.
-  local back = math.min(tokens, tonumber(redis.call('GET', KEYS[4]) or '0'))
-  if back > 0 then redis.call('DECRBY', KEYS[4], back) end
-end
-
-local function set_tat(key, tat)
-  if tat > now then
-    redis.call('SET', key, whole(tat), 'PX', math.ceil((tat - now) / 1000) + 1)
-  else
-    redis.call('DEL', key)
+if now_ms - looked >= LOOK_MS then
+  looked = now_ms
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms)) do
+    local reserved, is_today = parts(member)
+    redis.call('ZREM', KEYS[2], member)
+    changed = true
+    if is_today then used = math.max(0, used - reserved) end
   end
-end
-
-local function count(key, number)
-  redis.call('INCRBY', key, number)
-  redis.call('EXPIRE', key, DAY)
 end
 
 -- What a request really used takes the place of what was reserved. One that is ended twice changes nothing.
-local function settle(request, reserved, used, gpu_ms, per_minute, has_tokens, has_gpu)
-  if redis.call('ZREM', KEYS[3], request .. ' ' .. reserved) == 0 then return end
-  local metered = math.min(tonumber(reserved), tonumber(per_minute) or 0)
-  if metered > 0 and tonumber(used) ~= metered then
-    local tat = math.max(tonumber(redis.call('GET', KEYS[2]) or '0'), now)
-    set_tat(KEYS[2], tat + (used - metered) * 60000000 / per_minute)
+for i = 11, #ARGV, 3 do
+  if redis.call('ZREM', KEYS[2], ARGV[i]) == 1 then
+    local reserved, is_today, per_minute = parts(ARGV[i])
+    changed = true
+    used = math.max(0, used + ARGV[i + 1] - (is_today and reserved or 0))
+    gpu = gpu + ARGV[i + 2]
+    if per_minute > 0 then
+      local metered = math.min(reserved, per_minute)
+      tokens = math.max(now, tokens + (ARGV[i + 1] - metered) * MINUTE / per_minute)
+    end
   end
-  if has_tokens ~= '' and used ~= reserved then count(KEYS[4], used - reserved) end
-  if has_gpu ~= '' and tonumber(gpu_ms) > 0 then count(KEYS[5], gpu_ms) end
 end
 
-for i = 10, #ARGV, 7 do settle(unpack(ARGV, i, i + 6)) end
-if ARGV[1] == '' then return {'', 0, -1, -1} end
+local function whole(number) return string.format('%.0f', number) end
 
-local function meter(key, limit, burst, cost)
-  local interval = 60000000 / limit
-  local tat = math.max(tonumber(redis.call('GET', key) or '0'), now)
+local function save()
+  redis.call('HSET', KEYS[1], 'requests', whole(requests), 'tokens', whole(tokens), 'day', day, 'used', whole(used),
+    'gpu', whole(gpu), 'looked', looked)
+  if is_new_day then redis.call('PEXPIRE', KEYS[1], TWO_DAYS_MS) end
+end
+
+local function reserved_now()
+  local sum = 0
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    local reserved, is_today = parts(member)
+    if is_today then sum = sum + reserved end
+  end
+  return sum
+end
+
+local function meter(tat, limit, burst, cost)
+  local interval = MINUTE / limit
   local after = tat + interval * cost
-  local allowed_at = after - interval * (limit + burst)
-  return after, allowed_at, math.floor((interval * (limit + burst) - (after - now)) / interval)
+  -- One µs is what rounding makes.
+  local wait_ms = math.ceil((after - interval * (limit + burst) - now - 1) / 1000)
+  return after, wait_ms, math.floor((interval * (limit + burst) - (after - now)) / interval)
 end
 
-local requests_after, tokens_after
 local requests_left, tokens_left = -1, -1
-if ARGV[3] ~= '' then
-  local limit = tonumber(ARGV[3])
-  if limit == 0 then return {'rpm', 60000, 0, -1} end
-  local allowed_at
-  requests_after, allowed_at, requests_left = meter(KEYS[1], limit, tonumber(ARGV[4]), 1)
-  if now + 1 < allowed_at then return {'rpm', math.ceil((allowed_at - now) / 1000), 0, -1} end
+
+local function refused(by, wait_ms)
+  if changed then save() end
+  return {by, wait_ms, requests_left, tokens_left}
 end
-if ARGV[5] ~= '' and redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[5]) then
-  return {'concurrent', 1000, requests_left, -1}
+
+if ARGV[1] == '' then return refused('', 0) end
+local reserve = tonumber(ARGV[4])
+local requests_after, tokens_after, wait_ms = requests, tokens, 0
+if ARGV[5] ~= '' then
+  local limit = tonumber(ARGV[5])
+  if limit > 0 then
+    requests_after, wait_ms, requests_left = meter(requests, limit, tonumber(ARGV[6]), 1)
+  end
+  if limit == 0 or wait_ms > 0 then
+    requests_left = 0
+    return refused('rpm', limit == 0 and 60000 or wait_ms)
+  end
 end
-if ARGV[6] ~= '' then
-  local limit = tonumber(ARGV[6])
-  if limit == 0 then return {'tpm', 60000, requests_left, 0} end
-  local allowed_at
-  tokens_after, allowed_at, tokens_left = meter(KEYS[2], limit, 0, math.min(reserve, limit))
-  if now + 1 < allowed_at then return {'tpm', math.ceil((allowed_at - now) / 1000), requests_left, 0} end
+if ARGV[7] ~= '' and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[7]) then return refused('concurrent', 1000) end
+if ARGV[8] ~= '' then
+  local limit = tonumber(ARGV[8])
+  if limit > 0 then tokens_after, wait_ms, tokens_left = meter(tokens, limit, 0, math.min(reserve, limit)) end
+  if limit == 0 or wait_ms > 0 then
+    tokens_left = 0
+    return refused('tpm', limit == 0 and 60000 or wait_ms)
+  end
 end
 local to_midnight = (86400 - time[1] % 86400) * 1000
-if ARGV[7] ~= '' then
-  local used = tonumber(redis.call('GET', KEYS[4]) or '0')
-  if used >= tonumber(ARGV[7]) then
+if ARGV[9] ~= '' then
+  local limit = tonumber(ARGV[9])
+  if used >= limit then
+    tokens_left = 0
     -- Where it is only reserved, it may soon be there again.
-    local is_spent = used - reserved_now() >= tonumber(ARGV[7])
-    return {'tpd', is_spent and to_midnight or 1000, requests_left, 0}
+    return refused('tpd', used - reserved_now() >= limit and to_midnight or 1000)
   end
-  local left = tonumber(ARGV[7]) - used - reserve
-  if tokens_left < 0 or left < tokens_left then tokens_left = math.max(0, left) end
+  local left = math.max(0, limit - used - reserve)
+  if tokens_left < 0 or left < tokens_left then tokens_left = left end
 end
-if ARGV[8] ~= '' and tonumber(redis.call('GET', KEYS[5]) or '0') >= tonumber(ARGV[8]) then
-  return {'gpu', to_midnight, requests_left, tokens_left}
-end
+if ARGV[10] ~= '' and gpu >= tonumber(ARGV[10]) then return refused('gpu', to_midnight) end
 
-if requests_after then set_tat(KEYS[1], requests_after) end
-if tokens_after then set_tat(KEYS[2], tokens_after) end
-if ARGV[7] ~= '' then count(KEYS[4], reserve) end
-redis.call('ZADD', KEYS[3], now_ms + ARGV[2], ARGV[1] .. ' ' .. ARGV[9])
-redis.call('PEXPIRE', KEYS[3], ARGV[2] * 2)
+requests, tokens, used = requests_after, tokens_after, used + reserve
+save()
+redis.call('ZADD', KEYS[2], now_ms + ARGV[2], ARGV[1])
+-- Not sooner: what was reserved has to come back.
+redis.call('PEXPIRE', KEYS[2], TWO_DAYS_MS)
 return {'', 0, requests_left, tokens_left}
