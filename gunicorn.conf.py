@@ -55,6 +55,8 @@ if os.path.isdir("/dev/shm"):
 
 def on_starting(server):
     """Set the registry up before there are workers; what only waiting can cure holds nobody up."""
+    # `gunicorn -b` may name another address than HOST.
+    _check_addresses(server.address)
     try:
         open_registry(settings)
     except RegistryTooNew as error:
@@ -63,18 +65,17 @@ def on_starting(server):
 
 
 def when_ready(server):
-    """See to it that nobody unmeant is served, before there is a worker.
+    """Look at the real listeners too, before there is a worker: systemd and `-b fd://` hand over open ones."""
+    _check_addresses(listener.getsockname() for listener in server.LISTENERS)
 
-    Only now is it known where the server listens: `gunicorn -b` may name another address than HOST, and systemd or
-    `-b fd://` hand over a socket that is open already.
-    """
-    for listener in server.LISTENERS:
-        address = listener.getsockname()
+
+def _check_addresses(addresses):
+    for address in addresses:
         if isinstance(address, tuple):
-            _check_address(address[0])
+            _check_host(address[0])
 
 
-def _check_address(host):
+def _check_host(host):
     try:
         check_exposure(replace(settings, host=host), has_keys=has_keys(settings))
     except ConfigError as error:

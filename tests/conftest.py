@@ -151,3 +151,6 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaky: the test may leave threads or sockets behind")
+    config.addinivalue_line(
+        "markers", "alone: the test watches the clock, or uses up the machine: nothing runs beside it"
+    )

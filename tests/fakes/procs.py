@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,10 +31,20 @@ POLL_S = 0.02
 TAIL = 6000
 
 
+# Below those that the kernel gives away, so that nobody else gets one between the look and its use; and where tests run
+# beside each other, each worker has its own.
+FIRST_PORT, PORTS = 12_000, 4_000
+_turn = itertools.count(random.randrange(PORTS))
+
+
 def free_port() -> int:
     """A port that was free a moment ago. gunicorn cannot tell the port it got for 0."""
-    with closing(held_port()) as sock:
-        return int(sock.getsockname()[1])
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for _ in range(PORTS):
+        port = FIRST_PORT + worker % 4 * PORTS + next(_turn) % PORTS
+        with suppress(OSError), closing(held_port(port)):
+            return port
+    raise RuntimeError("no port is free")
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,8 @@ from conformance.fakes.ollama import FakeOllama
 from tests.conftest import FakeFactory
 from tests.fakes.procs import ROOT
 
+pytestmark = pytest.mark.alone
+
 TINY = ("--quick", "--window-s", "0.4", "--streams", "4", "--connections", "2", "--workers", "1")
 # Seconds; the slowest of them waits for a dead backend to be noticed.
 RUN_S = 100

@@ -28,7 +28,7 @@ from tests.process.faults.traffic import MODELS, Kind, asked
 from tests.product import INFERENCE, STREAMING
 
 # The talkers live as long as the module, and with them the connections that Caravan keeps to them.
-pytestmark = pytest.mark.leaky
+pytestmark = [pytest.mark.leaky, pytest.mark.alone]
 
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "2000"))
 SEED = int(os.environ.get("SOAK_SEED", "20261121"))

@@ -19,7 +19,7 @@ from tests.fakes.sink import BLOCK, LAST_LINE, LINE, MODEL, Sink, sink
 from tests.product import QUICK, listed
 
 # The sink lives as long as the module, and with it the connections that Caravan keeps to it.
-pytestmark = pytest.mark.leaky
+pytestmark = [pytest.mark.leaky, pytest.mark.alone]
 
 GROWTH = 32 << 20
 UPLOAD_BLOCKS = 2048

@@ -252,8 +252,8 @@ Noted = tuple[dict[str, Sums], dict[str, Tally]]
 
 @pytest.fixture(scope="module")
 def mixed(site: Site) -> Noted:
-    """360 requests, a third of which is left by its client, and some others: what was asked, and what was noted."""
-    plan = plan_of(360)
+    """1,000 requests, a third of which is left by its client, and some others: what was asked, and what was noted."""
+    plan = plan_of(1000)
     for path in SPEAKING:
         for fake in site.fakes:
             fake.fault(path, StreamThen(SPOKEN, Stall()), times=None, when=is_of("gone"))

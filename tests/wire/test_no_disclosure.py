@@ -29,7 +29,7 @@ HELD, UNKNOWN = "hidden", "nobody"
 ALLOWED_UNKNOWN = "tinyxx"
 SAMPLES = 2000
 # The promise is 2 %; a machine that is busy with other things measures itself.
-MARGIN = 0.10
+MARGIN = 0.05
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--x--\r\n'
@@ -248,8 +248,15 @@ def test_who_manages_some_models_hears_of_those_alone(site: Site, client: RawCli
 # -- time -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("route", ["/api/chat", "/api/show"])
 def test_unknown_and_forbidden_take_the_same_time(site: Site, client: RawClient, route: str) -> None:
+    """Once of three times: what a busy machine adds to the one or the other is not the same each time."""
+    assert any(difference(site, client, route) < MARGIN for _ in range(3))
+
+
+def difference(site: Site, client: RawClient, route: str) -> float:
+    """By how much the slowest median is above the fastest."""
     spent: dict[str, list[float]] = {ALLOWED_UNKNOWN: [], HELD: [], UNKNOWN: []}
     asked = {model: ROUTES[route](model) for model in spent}
     order = list(spent)
@@ -263,7 +270,7 @@ def test_unknown_and_forbidden_take_the_same_time(site: Site, client: RawClient,
     low, high = min(medians.values()), max(medians.values())
     shown = ", ".join(f"{model} {median * 1e6:.0f} us" for model, median in medians.items())
     print(f"{route}: {shown}: {100 * (high / low - 1):.2f} %")
-    assert high / low - 1 < MARGIN
+    return high / low - 1
 
 
 def test_nothing_is_hidden_where_there_are_no_keys(fakes: Any, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.product import listed, mark, question
 from tests.wire.shows import until
 
 # The talkers live as long as the module, and with them the connections that Caravan keeps to them.
-pytestmark = pytest.mark.leaky
+pytestmark = [pytest.mark.leaky, pytest.mark.alone]
 
 CHAT = Kind("/api/chat", True)
 # What a process of the product may open, and how many clients come.

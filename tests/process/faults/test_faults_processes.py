@@ -29,7 +29,7 @@ from tests.product import mark
 from tests.wire.shows import until
 
 # The talkers live as long as the module, and with them the connections that Caravan keeps to them.
-pytestmark = pytest.mark.leaky
+pytestmark = [pytest.mark.leaky, pytest.mark.alone]
 
 STREAM_COUNT = 50
 # No stream may stand still for so long: far above what a busy machine does.

@@ -20,7 +20,7 @@ from tests.process.faults.traffic import STREAMS, Reply, Traffic, added_ms, chat
 from tests.wire.shows import until
 
 # The talkers live as long as the module, and with them the connections that Caravan keeps to them.
-pytestmark = pytest.mark.leaky
+pytestmark = [pytest.mark.leaky, pytest.mark.alone]
 
 # A call's budget, in seconds, as shipped.
 BUDGET_S = 0.25

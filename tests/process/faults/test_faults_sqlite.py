@@ -20,7 +20,7 @@ from tests.process.faults.traffic import Traffic, longest_gap_s, tell
 from tests.product import question
 
 # The talkers live as long as the module, and with them the connections that Caravan keeps to them.
-pytestmark = pytest.mark.leaky
+pytestmark = [pytest.mark.leaky, pytest.mark.alone]
 
 # How long the registry stays locked, in seconds: many times any wait that could hold a stream up.
 LOCKED_S = 5.0
