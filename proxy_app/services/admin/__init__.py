@@ -1,0 +1,1 @@
+"""What an operator sees and does: the use cases behind the admin pages and `/admin/api/`."""
