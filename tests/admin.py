@@ -33,6 +33,55 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Call:
+    """One operation of the admin API. `path`: as its OpenAPI document has it; `target`: one that exists."""
+
+    method: str
+    path: str
+    target: str
+    asked: Any = None
+
+
+def call(operation: str, target: str = "", asked: Any = None) -> Call:
+    method, _, path = operation.partition(" ")
+    return Call(method, path, target or path, asked)
+
+
+# Every change, each so that it would do something if it were let through.
+CHANGES = (
+    call("POST /backends", asked={"name": "evil", "url": "http://127.0.0.1:9", "test": False}),
+    call("POST /backends/test", asked={"name": "evil", "url": "http://127.0.0.1:9"}),
+    call("PATCH /backends/{name}", "/backends/one", {"draining": True}),
+    call("DELETE /backends/{name}", "/backends/one"),
+    call("POST /models/pull", asked={"model": "pulled", "backends": ["one"]}),
+    call("POST /models/copy", asked={"source": "tiny", "destination": "copied", "backends": ["one"]}),
+    call("POST /models/delete", asked={"model": "tiny", "backends": ["one"]}),
+    call("POST /models/load", asked={"model": "tiny", "backends": ["one"]}),
+    call("POST /models/unload", asked={"model": "tiny", "backends": ["one"]}),
+    call("DELETE /requests/{id}", "/requests/0123456789abcdef"),
+    call("POST /keys", asked={"label": "evil", "scopes": ["admin"]}),
+    call("DELETE /keys/{id}", "/keys/abcdefgh"),
+    call("POST /keys/{id}/rotate", "/keys/abcdefgh/rotate", {"overlap_s": 0}),
+    call("DELETE /sessions"),
+)
+READS = (
+    call("GET /backends"),
+    call("GET /models"),
+    call("GET /requests"),
+    call("GET /charts"),
+    call("GET /keys"),
+    call("GET /keys/{id}", "/keys/abcdefgh"),
+    call("GET /events"),
+    call("GET /settings"),
+    call("GET /usage"),
+    call("GET /openapi.json"),
+)
+CALLS = CHANGES + READS
+# For whoever wants in or out.
+DOORS = (call("POST /session"), call("DELETE /session"))
+
+
 @dataclass(eq=False)
 class AdminSite:
     """A product with keys in front of fakes, shared by the tests of a module. `keys`: by label."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from http.cookies import SimpleCookie
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
@@ -75,6 +76,21 @@ def watch(context: BrowserContext, site: AdminSite) -> Iterator[Watch]:
 def page(context: BrowserContext, watch: Watch) -> Page:
     """A tab that is watched, and not logged in."""
     return context.new_page()
+
+
+@pytest.fixture
+def admin(site: AdminSite, context: BrowserContext, page: Page) -> Page:
+    """A tab that is watched, and logged in."""
+    context.add_cookies([{**cookie, "url": site.url} for cookie in cookies(site)])  # type: ignore[list-item]
+    return page
+
+
+def cookies(site: AdminSite) -> list[dict[str, str]]:
+    """Those of a new session."""
+    answer = site.call("POST", "/session", {"key": site.keys["admin"]}, key=None)
+    assert answer.status < 300, answer.body
+    found = [morsel for line in answer.all("set-cookie") for morsel in SimpleCookie(line).values()]
+    return [{"name": morsel.key, "value": morsel.value} for morsel in found]
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ FAULTS = {
     "a warning": ("<script>console.warn('hm')</script>", "console warning: hm"),
     "an error that nobody caught": ("<script>throw new Error('oh')</script>", "uncaught: .*oh"),
     "a promise that nobody caught": ("<script>Promise.reject(new Error('oh'))</script>", "uncaught: .*oh"),
+    "a box": ("<script>alert(1)</script>", "a box: alert 1"),
     "a style that the policy forbids": ("<p style='color:red'>oh</p>", "Content Security Policy"),
     "a style sheet of another host": ("<link rel=stylesheet href='http://fonts.example/a.css'>", "fonts.example"),
     "a request to another port": ("<img alt='' src='http://127.0.0.1:10/a.png'>", "another host: .*:10"),
