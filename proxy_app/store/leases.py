@@ -15,6 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+import redis
+
 from proxy_app.errors import CacheAway
 from proxy_app.store.redis import RedisGate, Script
 
@@ -43,6 +45,28 @@ class Lease:
             keeper._release(self)
 
 
+def counts(gate: RedisGate, prefix: str, backend_ids: Sequence[int]) -> dict[int, int]:
+    """How many requests of all workers are in flight at each backend, in one round trip.
+
+    Raises:
+        CacheAway: nobody knows but the workers themselves.
+    """
+
+    def read(client: redis.Redis) -> list[int]:
+        seconds, micros = client.time()
+        now_ms = seconds * 1000 + micros // 1000
+        with client.pipeline(transaction=False) as pipe:
+            for backend_id in backend_ids:
+                pipe.zcount(_key(prefix, backend_id), f"({now_ms}", "+inf")
+            return list(pipe.execute())
+
+    return dict(zip(backend_ids, gate.run(read), strict=True))
+
+
+def _key(prefix: str, backend_id: int) -> str:
+    return "{%s}:inflight:%s" % (prefix, backend_id)
+
+
 class LeaseKeeper:
     """One worker's leases.
 
@@ -51,8 +75,7 @@ class LeaseKeeper:
     """
 
     def __init__(self, gate: RedisGate, prefix: str) -> None:
-        self._gate = gate
-        self._root = "{%s}:inflight" % prefix
+        self._gate, self._prefix = gate, prefix
         self._lock = threading.Lock()
         self._live: dict[str, int] = {}
         self._unwritten: dict[str, int] = {}
@@ -143,4 +166,4 @@ class LeaseKeeper:
             log.debug("leases of backend %s were not written", backend_id)
 
     def _key(self, backend_id: int) -> str:
-        return f"{self._root}:{backend_id}"
+        return _key(self._prefix, backend_id)
