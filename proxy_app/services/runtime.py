@@ -86,17 +86,18 @@ class Runtime:
         usage = UsageBook(settings.data_dir, settings.usage_days)
         catalog = Catalog(reloader, cache, Documents(cache, upstream, settings.connect_timeout_s), settings)
         store = store_ops(settings, reloader, upstream)
+        relay = Relay(reloader, parts, limiter, usage)
         runtime = cls(
             settings=settings,
             reloader=reloader,
             access=access,
             views=Views(),
             catalog=catalog,
-            relay=Relay(reloader, parts, limiter, usage),
+            relay=relay,
             limiter=limiter,
             usage=usage,
             store=store,
-            admin=office(settings, access, limiter, parts, catalog, store, gate),
+            admin=office(settings, access, relay, catalog, store),
             account=account(settings, reloader, upstream),
             guardian=Guardian(settings.data_dir),
             gate=gate,
@@ -154,25 +155,16 @@ def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamCli
     return StoreOps(reloader, upstream, Visibility(settings.data_dir, sightings), limits, settings.pull_to)
 
 
-def office(
-    settings: Settings,
-    access: Access,
-    limiter: Limiter,
-    parts: Parts,
-    catalog: Catalog,
-    store: StoreOps,
-    gate: RedisGate,
-) -> Office:
-    # A person waits; nobody else does.
-    desk, reloader = RegistryDesk(settings.data_dir, busy_s=0.05), store.reloader
+def office(settings: Settings, access: Access, relay: Relay, catalog: Catalog, store: StoreOps) -> Office:
+    desk, reloader, parts = RegistryDesk(settings.data_dir, busy_s=0.05), relay.reloader, relay.parts
     events = EventBook(desk)
     loading = Limits(settings.connect_timeout_s, settings.load_timeout_s, settings.load_timeout_s)
     return Office(
         server=settings,
         desk=desk,
-        sessions=Sessions(settings, access, desk, limiter),
+        sessions=Sessions(settings, access, desk, relay.limiter),
         backends=BackendAdmin(settings, reloader, desk, store.visibility, events),
-        fleet_desk=FleetDesk(settings, reloader, desk, gate, parts.leases, parts.breakers),
+        fleet_desk=FleetDesk(settings, reloader, desk, parts.leases, parts.breakers),
         model_desk=ModelDesk(reloader, catalog, store, parts.upstream, loading, events),
         key_desk=KeyDesk(settings, desk, events),
         event_book=events,

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import redis
 
@@ -45,28 +46,6 @@ class Lease:
             keeper._release(self)
 
 
-def counts(gate: RedisGate, prefix: str, backend_ids: Sequence[int]) -> dict[int, int]:
-    """How many requests of all workers are in flight at each backend, in one round trip.
-
-    Raises:
-        CacheAway: nobody knows but the workers themselves.
-    """
-
-    def read(client: redis.Redis) -> list[int]:
-        seconds, micros = client.time()
-        now_ms = seconds * 1000 + micros // 1000
-        with client.pipeline(transaction=False) as pipe:
-            for backend_id in backend_ids:
-                pipe.zcount(_key(prefix, backend_id), f"({now_ms}", "+inf")
-            return list(pipe.execute())
-
-    return dict(zip(backend_ids, gate.run(read), strict=True))
-
-
-def _key(prefix: str, backend_id: int) -> str:
-    return "{%s}:inflight:%s" % (prefix, backend_id)
-
-
 class LeaseKeeper:
     """One worker's leases.
 
@@ -75,7 +54,8 @@ class LeaseKeeper:
     """
 
     def __init__(self, gate: RedisGate, prefix: str) -> None:
-        self._gate, self._prefix = gate, prefix
+        self._gate = gate
+        self._root = "{%s}:inflight" % prefix
         self._lock = threading.Lock()
         self._live: dict[str, int] = {}
         self._unwritten: dict[str, int] = {}
@@ -105,6 +85,18 @@ class LeaseKeeper:
         """This worker's own count."""
         return self._counts[backend_id]
 
+    @property
+    def is_shared(self) -> bool:
+        """Do workers know of each other's leases now?"""
+        return not self._gate.is_away
+
+    def totals(self, backend_ids: Sequence[int]) -> dict[int, int]:
+        """How many requests of all workers are in flight at each backend; of this one alone while Redis is away."""
+        try:
+            return dict(zip(backend_ids, self._gate.run(partial(self._count, backend_ids)), strict=True))
+        except CacheAway:
+            return {backend_id: self._counts[backend_id] for backend_id in backend_ids}
+
     def close(self) -> None:
         """End this worker's leases and stop the thread."""
         with self._lock:
@@ -113,6 +105,14 @@ class LeaseKeeper:
         self._stopping = True
         self._wake.set()
         self._thread.join(2)
+
+    def _count(self, backend_ids: Sequence[int], client: redis.Redis) -> list[int]:
+        seconds, micros = client.time()
+        now_ms = seconds * 1000 + micros // 1000
+        with client.pipeline(transaction=False) as pipe:
+            for backend_id in backend_ids:
+                pipe.zcount(self._key(backend_id), f"({now_ms}", "+inf")
+            return list(pipe.execute())
 
     def _choose(self, backend_ids: Sequence[int], member: str) -> int:
         self._turn += 1
@@ -166,4 +166,4 @@ class LeaseKeeper:
             log.debug("leases of backend %s were not written", backend_id)
 
     def _key(self, backend_id: int) -> str:
-        return _key(self._prefix, backend_id)
+        return f"{self._root}:{backend_id}"

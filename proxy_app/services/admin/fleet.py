@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy_app.domain import Fleet, Member
-from proxy_app.errors import CacheAway
 from proxy_app.routing.versions import is_older
 from proxy_app.services.admin.shapes import BackendView, FleetView, LoadedModel, Notice
 from proxy_app.services.breakers import Breakers
@@ -18,8 +17,8 @@ from proxy_app.services.fleet import FleetReloader
 from proxy_app.services.usage import HOUR_S
 from proxy_app.settings import Settings
 from proxy_app.store.backends import BackendStore
-from proxy_app.store.leases import LeaseKeeper, counts
-from proxy_app.store.redis import RedisGate, unix_now
+from proxy_app.store.leases import LeaseKeeper
+from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import STALE_S, Registry
 from proxy_app.store.usage import Tally, UsageStore
 
@@ -45,14 +44,13 @@ class FleetDesk:
     settings: Settings
     reloader: FleetReloader
     desk: RegistryDesk
-    gate: RedisGate
     leases: LeaseKeeper
     breakers: Breakers
 
     def view(self) -> FleetView:
         """All backends. Raises: RegistryAway."""
         fleet, seen = self.reloader.fleet, self.desk.run(self._look)
-        in_flight = self.in_flight(fleet)
+        in_flight = self.leases.totals(list(fleet.by_id))
         held = _held(fleet)
         backends = [self._backend(member, seen, in_flight, held) for member in fleet.members]
         return FleetView(at=unix_now(), backends=backends, notices=list(self._notices(fleet, seen)))
@@ -60,15 +58,8 @@ class FleetDesk:
     def backend(self, member: Member) -> BackendView:
         """One of them. Raises: RegistryAway."""
         fleet = self.reloader.fleet
-        return self._backend(member, self.desk.run(self._look), self.in_flight(fleet), _held(fleet))
-
-    def in_flight(self, fleet: Fleet) -> dict[int, int]:
-        """Requests of all workers at each backend; of this one alone while Redis is away."""
-        ids = list(fleet.by_id)
-        try:
-            return counts(self.gate, self.settings.redis_prefix, ids)
-        except CacheAway:
-            return {backend_id: self.leases.in_flight(backend_id) for backend_id in ids}
+        in_flight = self.leases.totals([member.backend.id])
+        return self._backend(member, self.desk.run(self._look), in_flight, _held(fleet))
 
     def _look(self, registry: Registry) -> _Seen:
         loaded = defaultdict(list)
@@ -123,7 +114,7 @@ class FleetDesk:
         yield from _of_loads(seen)
 
     def _of_ourselves(self, seen: _Seen) -> Iterator[Notice]:
-        if self.gate.is_away:
+        if not self.leases.is_shared:
             text = (
                 "Redis is away: each worker keeps to its share of the limits, and the show cache is each worker's own."
             )

@@ -77,7 +77,7 @@ class Office:
     def pulse(self) -> tuple[object, ...]:
         """Something that is not the same when a page would look different."""
         fleet = self.fleet_desk.reloader.fleet
-        in_flight = tuple(self.fleet_desk.in_flight(fleet).items())
+        in_flight = tuple(self.fleet_desk.leases.totals(list(fleet.by_id)).items())
         return fleet.generation, in_flight, self.desk.run(lambda registry: EventStore(registry).last_id())
 
     def close(self) -> None:
