@@ -17,6 +17,8 @@
     │   ├── RequestTimeout     408
     │   ├── Forbidden          403
     │   ├── ModelNotFound      404
+    │   ├── Missing            404, of what operators manage
+    │   ├── Conflict           409
     │   └── Unavailable        503 with Retry-After
     └── UpstreamError          one backend failed one attempt
         ├── Unreachable        nothing was sent
@@ -171,8 +173,8 @@ class Unauthorized(RequestError):
     status = 401
     code = "unauthorized"
 
-    def __init__(self) -> None:
-        super().__init__("unauthorized: a valid API key is needed")
+    def __init__(self, message: str = "unauthorized: a valid API key is needed") -> None:
+        super().__init__(message)
 
 
 class Limited(RequestError):
@@ -207,6 +209,20 @@ class ModelNotFound(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class Missing(RequestError):
+    """What an operator wants to change is not there."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(RequestError):
+    """What an operator wants cannot be, as things are now."""
+
+    status = 409
+    code = "conflict"
 
 
 class Unavailable(RequestError):

@@ -5,22 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from proxy_app.cli.keys import Span
-from proxy_app.services.key_admin import all_keys
-from proxy_app.services.usage import HOUR_S
+from proxy_app.services.usage_report import PARTS, sums
 from proxy_app.settings import load
-from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
-from proxy_app.store.usage import Tally, UsageKey, UsageStore
+from proxy_app.store.usage import Tally
 
-PARTS = ("key", "model", "backend", "hour")
 Row = dict[str, Any]
 
 
@@ -42,25 +37,13 @@ def usage(span_s: float, by: tuple[str, ...], form: str) -> None:
 
 
 def _rows(span_s: float, by: tuple[str, ...]) -> list[Row]:
-    settings = load()
-    labels = {key.id: key.label for key in all_keys(settings)}
-    registry = Registry(settings.data_dir, busy_s=5.0)
+    registry = Registry(load().data_dir, busy_s=5.0)
     try:
-        found = UsageStore(registry).since(int(unix_now() - span_s) // HOUR_S * HOUR_S)
+        registry.migrate()
+        found = sums(registry, span_s, by)
     finally:
         registry.close()
-    sums: dict[tuple[str, ...], Tally] = defaultdict(Tally)
-    for key, tally in found:
-        sums[tuple(_part(key, part, labels) for part in by)] += tally
-    return [{**dict(zip(by, parts, strict=True)), **_columns(tally)} for parts, tally in sums.items()]
-
-
-def _part(key: UsageKey, part: str, labels: dict[str, str]) -> str:
-    if part == "hour":
-        return datetime.fromtimestamp(key.hour, UTC).strftime("%Y-%m-%dT%H:00Z")
-    if part == "key":
-        return labels.get(key.key_id, key.key_id) or "(no key)"
-    return str(getattr(key, part)) or "(none)"
+    return [{**dict(zip(by, parts, strict=True)), **_columns(tally)} for parts, tally in found.items()]
 
 
 def _columns(tally: Tally) -> Row:

@@ -79,6 +79,18 @@ class Access:
         self.used[found.key_id] = unix_now()
         return found
 
+    def holder(self, key: str, address: str) -> Caller | None:
+        """Whose key this is, used from there, now; None where it is nobody's."""
+        return self._ring.check(key, address) if self._ring is not None else None
+
+    def mark(self, key_id: str) -> str | None:
+        """What tells a key from another one that has its id later; None where there is no such key."""
+        return self._ring.mark(key_id) if self._ring is not None else None
+
+    def known(self, key_id: str, mark: str, address: str) -> Caller | None:
+        """The holder of a key that was shown before, if that is still the same key, and still valid there."""
+        return self._ring.known(key_id, mark, address) if self._ring is not None else None
+
     def _without_keys(self, is_local: bool) -> Caller:
         if is_local:
             return self._anybody

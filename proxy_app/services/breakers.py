@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from cachetools import LRUCache
 
@@ -56,6 +57,13 @@ class Breakers:
             lambda i: not all(self._of(key).allows(now) for key in (i, (i, model))),
             lambda i: max(self._of(key).open_until for key in (i, (i, model))),
         )
+
+    def state(self, backend_id: int) -> Literal["closed", "open", "half-open"]:
+        """Of what is wrong with all of a backend, as this worker knows it."""
+        current = self._of(backend_id)
+        if current.is_closed:
+            return "closed"
+        return "half-open" if current.allows(self.now()) else "open"
 
     def unsuspected(self, tiers: Sequence[policy.Tier], model: str) -> list[policy.Tier]:
         """The tiers without those whose last answer for the model, if it is not long ago, was no good."""

@@ -101,6 +101,11 @@ class Catalog:
         item = {"modified_at": document.get("modified_at"), "name": name.shortest}
         return compact(openai.model(text, item)) + b"\n"
 
+    def peek(self, canonical: str) -> ShowEntry | None:
+        """A local model's document as it lies in the cache, for who only looks: nobody is asked for it."""
+        key = ShowKey("local", canonical, False)
+        return self._memory.get(key) or self._shared(key)[0]
+
     def _show_local(self, fleet: Fleet, name: ModelName, query: ShowQuery, raw_body: bytes) -> ShowAnswer:
         holders = fleet.live_holders(name.canonical)
         if not query.is_cacheable or (holders and holders[0].is_remote_stub):

@@ -192,7 +192,7 @@ def _probe(backend: Backend, settings: Settings) -> Probed:
 def _as_finding(found: Probed) -> Finding:
     subject = f"backend {found.name}"
     if found.error:
-        return Finding(subject, f"{found.url}: {found.error}", _cure(found.error))
+        return Finding(subject, f"{found.url}: {found.error}", cure(found.error))
     if not found.models:
         return Finding(
             subject, f"{found.url}: version {found.version}, no models", "pull one there: ollama pull llama3.2"
@@ -213,7 +213,8 @@ _CURES = {
 }
 
 
-def _cure(error: str) -> str:
+def cure(error: str) -> str:
+    """What to do about a failed probe."""
     known = (cure for word, cure in _CURES.items() if word in error)
     return next(
         known, "check that Ollama runs there and listens (OLLAMA_HOST=0.0.0.0), and that no firewall is between"

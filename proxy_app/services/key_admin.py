@@ -56,6 +56,12 @@ def create(settings: Settings, wish: Wish) -> NewKey:
         KeyProblem: something of the wish makes no sense.
         RegistryAway: it cannot be stored.
     """
+    with _store(settings) as store:
+        return create_in(settings, store, wish)
+
+
+def create_in(settings: Settings, store: KeyStore, wish: Wish) -> NewKey:
+    """The same, where the registry is open. Raises: as `create`."""
     now = unix_now()
     stored = StoredKey(
         id="",
@@ -68,10 +74,9 @@ def create(settings: Settings, wish: Wish) -> NewKey:
         created_at=now,
         expires_at=None if wish.lives_s is None else now + wish.lives_s,
     )
-    with _store(settings) as store:
-        if stored.signer and any(key.signer == stored.signer and key.is_valid(now) for key in store.all()):
-            raise KeyProblem("that public key belongs to another key already: revoke it first")
-        return _add(settings, store, stored)
+    if stored.signer and any(key.signer == stored.signer and key.is_valid(now) for key in store.all()):
+        raise KeyProblem("that public key belongs to another key already: revoke it first")
+    return _add(settings, store, stored)
 
 
 def all_keys(settings: Settings) -> tuple[StoredKey, ...]:
@@ -96,14 +101,19 @@ def revoke(settings: Settings, text: str) -> StoredKey:
 def rotate(settings: Settings, text: str, overlap_s: float) -> NewKey:
     """Make a key that may what another one may; the old one ends after `overlap_s`."""
     with _store(settings) as store:
-        old = _one(store, text)
-        if not old.is_valid(unix_now()):
-            raise KeyProblem(f"the key {old.id} has ended: make a new one")
-        now = unix_now()
-        fresh = replace(old, created_at=now, revoked_at=None, replaces=old.id, used_at=None)
-        made = _add(settings, store, fresh)
-        store.end([old.id], now + overlap_s)
-        return made
+        return rotate_in(settings, store, text, overlap_s)
+
+
+def rotate_in(settings: Settings, store: KeyStore, text: str, overlap_s: float) -> NewKey:
+    """The same, where the registry is open. Raises: KeyProblem, RegistryAway."""
+    old = _one(store, text)
+    if not old.is_valid(unix_now()):
+        raise KeyProblem(f"the key {old.id} has ended: make a new one")
+    now = unix_now()
+    fresh = replace(old, created_at=now, revoked_at=None, replaces=old.id, used_at=None)
+    made = _add(settings, store, fresh)
+    store.end([old.id], now + overlap_s)
+    return made
 
 
 def _add(settings: Settings, store: KeyStore, wanted: StoredKey) -> NewKey:

@@ -71,11 +71,30 @@ class KeyRing:
             entry = self.entries.get(key_id_of(given or "") or "")
             found = digest(given or "")
             if self.bootstrap and hmac.compare_digest(found, self.bootstrap):
-                return Caller(BOOTSTRAP, ALL_SCOPES, limits=self.default)
+                return self._admin
             known = hmac.compare_digest(found, entry.key.digest if entry else _NOBODYS) and entry is not None
         if not known or entry is None or not entry.key.is_valid(unix_now()):
             return None
         return entry.caller if _is_from(entry.networks, address) else None
+
+    def mark(self, key_id: str) -> str | None:
+        """A key's hash."""
+        entry = self.entries.get(key_id)
+        return entry.key.digest if entry else (self.bootstrap or None) if key_id == BOOTSTRAP else None
+
+    def known(self, key_id: str, mark: str, address: str) -> Caller | None:
+        """The holder of a key that was checked before; None where it has ended, or become another one."""
+        if not mark or self.mark(key_id) != mark:
+            return None
+        entry = self.entries.get(key_id)
+        if entry is None:
+            return self._admin
+        is_valid = entry.key.is_valid(unix_now()) and _is_from(entry.networks, address)
+        return entry.caller if is_valid else None
+
+    @property
+    def _admin(self) -> Caller:
+        return Caller(BOOTSTRAP, ALL_SCOPES, limits=self.default)
 
 
 def ring_of(keys: Iterable[StoredKey], settings: Settings) -> KeyRing:

@@ -9,8 +9,16 @@ from proxy_app.routing.breaker import BreakerRules
 from proxy_app.routing.patience import Patience
 from proxy_app.services.access import Access
 from proxy_app.services.account import Account
+from proxy_app.services.admin.backends import BackendAdmin
+from proxy_app.services.admin.events import EventBook
+from proxy_app.services.admin.fleet import FleetDesk
+from proxy_app.services.admin.keys import KeyDesk
+from proxy_app.services.admin.models import ModelDesk
+from proxy_app.services.admin.office import Office
+from proxy_app.services.admin.sessions import Sessions
 from proxy_app.services.breakers import Breakers, Sharing
 from proxy_app.services.catalog import Catalog
+from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.documents import Documents
 from proxy_app.services.fleet import FleetReloader
 from proxy_app.services.guardian import Guardian
@@ -58,6 +66,7 @@ class Runtime:
     key_use: KeyUse
     limiter: Limiter
     usage: UsageBook
+    admin: Office
     draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
 
@@ -75,16 +84,20 @@ class Runtime:
         parts = search_parts(settings, upstream, leases)
         limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.workers)
         usage = UsageBook(settings.data_dir, settings.usage_days)
+        catalog = Catalog(reloader, cache, Documents(cache, upstream, settings.connect_timeout_s), settings)
+        store = store_ops(settings, reloader, upstream)
+        relay = Relay(reloader, parts, limiter, usage)
         runtime = cls(
             settings=settings,
             reloader=reloader,
             access=access,
             views=Views(),
-            catalog=Catalog(reloader, cache, Documents(cache, upstream, settings.connect_timeout_s), settings),
-            relay=Relay(reloader, parts, limiter, usage),
+            catalog=catalog,
+            relay=relay,
             limiter=limiter,
             usage=usage,
-            store=store_ops(settings, reloader, upstream),
+            store=store,
+            admin=office(settings, access, relay, catalog, store),
             account=account(settings, reloader, upstream),
             guardian=Guardian(settings.data_dir),
             gate=gate,
@@ -109,8 +122,16 @@ class Runtime:
         self.draining = True
         if self.settings.poll_interval_s > 0:
             self.guardian.close()
-        bookkeepers = (self.sharing, self.key_use, self.limiter, self.usage, self.catalog, self.store.visibility)
-        for part in (*bookkeepers, self.reloader, self.leases, self.upstream, self.gate):
+        bookkeepers = (
+            self.sharing,
+            self.key_use,
+            self.limiter,
+            self.usage,
+            self.catalog,
+            self.store.visibility,
+            self.admin,
+        )
+        for part in (*bookkeepers, self.admin, self.reloader, self.leases, self.upstream, self.gate):
             part.close()
 
 
@@ -132,6 +153,22 @@ def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamCli
     sightings = Sightings(settings.data_dir)
     reloader.on_change(sightings.note)
     return StoreOps(reloader, upstream, Visibility(settings.data_dir, sightings), limits, settings.pull_to)
+
+
+def office(settings: Settings, access: Access, relay: Relay, catalog: Catalog, store: StoreOps) -> Office:
+    desk, reloader, parts = RegistryDesk(settings.data_dir, busy_s=0.05), relay.reloader, relay.parts
+    events = EventBook(desk)
+    loading = Limits(settings.connect_timeout_s, settings.load_timeout_s, settings.load_timeout_s)
+    return Office(
+        server=settings,
+        desk=desk,
+        sessions=Sessions(settings, access, desk, relay.limiter),
+        backends=BackendAdmin(settings, reloader, desk, store.visibility, events),
+        fleet_desk=FleetDesk(settings, reloader, desk, parts.leases, parts.breakers),
+        model_desk=ModelDesk(reloader, catalog, store, parts.upstream, loading, events),
+        key_desk=KeyDesk(settings, desk, events),
+        event_book=events,
+    )
 
 
 def account(settings: Settings, reloader: FleetReloader, upstream: UpstreamClient) -> Account:

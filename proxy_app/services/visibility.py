@@ -9,9 +9,8 @@ from pathlib import Path
 
 from proxy_app.domain import Backend
 from proxy_app.errors import RegistryAway
+from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.sightings import Sightings
-from proxy_app.store.registry import Registry
-from proxy_app.store.threads import NativeThread
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +24,12 @@ BUSY_S = 0.5
 class Visibility:
     """Asks the refresher to look at what was changed, and waits until the workers know.
 
-    Owned by: the worker's runtime. It has a connection to the registry of its own, on a native thread.
+    Owned by: the worker's runtime.
     """
 
     def __init__(self, data_dir: Path, sightings: Sightings) -> None:
-        self._data_dir, self._sightings = data_dir, sightings
-        self._native = NativeThread()
-        self._registry: Registry | None = None
+        self._sightings = sightings
+        self._desk = RegistryDesk(data_dir, BUSY_S)
 
     def hold(self, changed: Collection[Backend]) -> None:
         """Wait until all workers know what these backends hold now; after two seconds, go on without."""
@@ -39,21 +37,28 @@ class Visibility:
         try:
             if not changed or not self._wait_for_poll([backend.id for backend in changed], deadline):
                 return
-            generation = self._native.run(lambda: self._open().generation())
+            self._wait_for_workers(deadline)
         except RegistryAway as exc:
             log.warning("a change may be seen late: %s", exc)
-            return
-        self._wait(lambda: self._sightings.reach(generation), deadline)
+
+    def spread(self) -> None:
+        """Wait until all workers know what the registry says now; after two seconds, go on without."""
+        try:
+            self._wait_for_workers(time.monotonic() + HOLD_S)
+        except RegistryAway as exc:
+            log.warning("a change may be seen late: %s", exc)
 
     def close(self) -> None:
         self._sightings.close()
-        if self._registry is not None:
-            self._native.run(self._registry.close)
-        self._native.close()
+        self._desk.close()
+
+    def _wait_for_workers(self, deadline: float) -> None:
+        generation = self._desk.run(lambda registry: registry.generation())
+        self._wait(lambda: self._sightings.reach(generation), deadline)
 
     def _wait_for_poll(self, backends: list[int], deadline: float) -> bool:
-        wished = self._native.run(lambda: self._open().wish(backends))
-        return self._wait(lambda: self._native.run(lambda: self._open().are_granted(wished)), deadline)
+        wished = self._desk.run(lambda registry: registry.wish(backends))
+        return self._wait(lambda: self._desk.run(lambda registry: registry.are_granted(wished)), deadline)
 
     def _wait(self, is_there: Callable[[], bool], deadline: float) -> bool:
         while not is_there():
@@ -61,12 +66,3 @@ class Visibility:
                 return False
             time.sleep(LOOK_S)
         return True
-
-    def _open(self) -> Registry:
-        """On the native thread."""
-        registry = self._registry
-        if registry is not None and registry.is_replaced:
-            registry.close()
-            registry = None
-        self._registry = registry or Registry(self._data_dir, BUSY_S)
-        return self._registry

@@ -4,9 +4,9 @@ Each field of the table knows its environment variable, default, unit and help; 
 (`make docs`). All problems are reported at once.
 """
 
-from proxy_app.settings.backends import BackendSettings, check_url, read_backends
+from proxy_app.settings.backends import BackendSettings, check_url, read_backend, read_backends
 from proxy_app.settings.document import settings_doc
-from proxy_app.settings.loading import check_exposure, load
+from proxy_app.settings.loading import check_exposure, load, origins
 from proxy_app.settings.table import Settings, is_loopback
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "check_url",
     "is_loopback",
     "load",
+    "origins",
+    "read_backend",
     "read_backends",
     "settings_doc",
 ]

@@ -55,7 +55,7 @@ def read_backends(raw: str) -> tuple[BackendSettings, ...]:
     backends, problems = [], []
     for place, entry in enumerate(entries, 1):
         try:
-            backends.append(_backend(entry))
+            backends.append(read_backend(entry))
         except ValueError as exc:
             problems.append(f"entry {place}: {exc}")
     names = [backend.name.lower() for backend in backends]
@@ -81,7 +81,8 @@ def _short_entries(raw: str) -> list[Any]:
     return entries
 
 
-def _backend(entry: object) -> BackendSettings:
+def read_backend(entry: object) -> BackendSettings:
+    """One entry. Raises: ValueError: what is wrong with it."""
     if not isinstance(entry, dict):
         raise ValueError("expected name=url, or an object with name and url")
     unknown = sorted(set(entry) - _BACKEND_FIELDS)

@@ -208,6 +208,39 @@ class Storing:
 
 
 @dataclass(frozen=True)
+class Managing:
+    """The admin page."""
+
+    session_idle_s: int = setting(
+        "CARAVAN_SESSION_IDLE",
+        4 * 3600,
+        whole(60),
+        "A login ends when nothing was asked for so long; an open page asks.",
+        unit="s",
+    )
+    session_s: int = setting(
+        "CARAVAN_SESSION_LENGTH",
+        7 * 86400,
+        whole(60),
+        "A login ends after this time in any case.",
+        unit="s",
+    )
+    login_attempts: int = setting(
+        "CARAVAN_LOGIN_ATTEMPTS",
+        10,
+        whole(1),
+        "Logins that one address may try a minute; more are a 429.",
+        unit="a minute",
+    )
+    safe_version: str = setting(
+        "CARAVAN_SAFE_VERSION",
+        "0.17.1",
+        text,
+        "Backends with an older Ollama are warned of. 0.17.1 mends CVE-2026-7482, by which clients read the server's memory.",
+    )
+
+
+@dataclass(frozen=True)
 class Running:
     """Processes and logs."""
 

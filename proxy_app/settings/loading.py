@@ -38,6 +38,17 @@ def load(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".
     return Settings(**values)
 
 
+def origins(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> dict[str, str]:
+    """Where each setting comes from, by its name in the environment: environment, .env, file or default."""
+    real, written = os.environ if environ is None else environ, _dotenv(dotenv)
+    found = {}
+    for name in (spec.metadata["env"] for spec in fields(Settings)):
+        places = (("environment", real, name), (".env", written, name))
+        files = (("file", real, f"{name}_FILE"), ("file", written, f"{name}_FILE"))
+        found[name] = next((place for place, values, key in (*places, *files) if values.get(key)), "default")
+    return found
+
+
 def check_exposure(settings: Settings, *, has_keys: bool) -> None:
     """Refuse to serve a public address to everybody unless that was said.
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from proxy_app.settings.backends import BackendSettings
-from proxy_app.settings.edge import Listening, Relaying, Running, Storing
+from proxy_app.settings.edge import Listening, Managing, Relaying, Running, Storing
 from proxy_app.settings.fleet import Caching, Polling, TheFleet
 
-GROUPS = (Listening, TheFleet, Polling, Caching, Relaying, Storing, Running)
+GROUPS = (Listening, TheFleet, Polling, Caching, Relaying, Storing, Managing, Running)
 
 
 @dataclass(frozen=True)
-class Settings(Running, Storing, Relaying, Caching, Polling, TheFleet, Listening):
+class Settings(Running, Managing, Storing, Relaying, Caching, Polling, TheFleet, Listening):
     """Every setting, validated. Build it with `load` (or directly in tests)."""
 
     @property

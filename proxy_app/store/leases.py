@@ -14,6 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+
+import redis
 
 from proxy_app.errors import CacheAway
 from proxy_app.store.redis import RedisGate, Script
@@ -82,6 +85,18 @@ class LeaseKeeper:
         """This worker's own count."""
         return self._counts[backend_id]
 
+    @property
+    def is_shared(self) -> bool:
+        """Do workers know of each other's leases now?"""
+        return not self._gate.is_away
+
+    def totals(self, backend_ids: Sequence[int]) -> dict[int, int]:
+        """How many requests of all workers are in flight at each backend; of this one alone while Redis is away."""
+        try:
+            return dict(zip(backend_ids, self._gate.run(partial(self._count, backend_ids)), strict=True))
+        except CacheAway:
+            return {backend_id: self._counts[backend_id] for backend_id in backend_ids}
+
     def close(self) -> None:
         """End this worker's leases and stop the thread."""
         with self._lock:
@@ -90,6 +105,14 @@ class LeaseKeeper:
         self._stopping = True
         self._wake.set()
         self._thread.join(2)
+
+    def _count(self, backend_ids: Sequence[int], client: redis.Redis) -> list[int]:
+        seconds, micros = client.time()
+        now_ms = seconds * 1000 + micros // 1000
+        with client.pipeline(transaction=False) as pipe:
+            for backend_id in backend_ids:
+                pipe.zcount(self._key(backend_id), f"({now_ms}", "+inf")
+            return list(pipe.execute())
 
     def _choose(self, backend_ids: Sequence[int], member: str) -> int:
         self._turn += 1

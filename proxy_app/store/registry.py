@@ -316,18 +316,19 @@ class Registry:
         elif any(old[key] != value for key, value in row.items()):
             self._db.table("backends").update(old["id"], row)
             if old["url"] != row["url"]:
-                self._forget_rows(old["id"])
+                self.forget(old["id"])
         else:
             return
         self._bump("catalogue")
 
     def _drop_backend(self, backend_id: int) -> None:
-        self._forget_rows(backend_id)
+        self.forget(backend_id)
         self._db.table("wishes").delete_where("backend_id = ?", [backend_id])
         self._db.table("backends").delete(backend_id)
         self._bump("catalogue")
 
-    def _forget_rows(self, backend_id: int) -> None:
+    def forget(self, backend_id: int) -> None:
+        """Forget what was learned of a backend; inside of `writing`."""
         for table in ("health", "models", "loaded"):
             self._db.table(table).delete_where("backend_id = ?", [backend_id])
 

@@ -19,6 +19,7 @@ from proxy_app.services.relayed import LOGGED_NAME
 from proxy_app.services.runtime import Runtime
 from proxy_app.settings import Settings, load
 from proxy_app.web import guards
+from proxy_app.web.admin_headers import protect
 from proxy_app.web.bodies import has_body
 from proxy_app.web.connection import close_after_answer
 from proxy_app.web.keypath import masked, take_key_from_path
@@ -90,6 +91,8 @@ def _register_signature(app: Flask) -> None:
         if has_body(request.environ) and not g.get("body_read"):
             # What is left of it would be taken for the next request, or answered a second time.
             close_after_answer()
+        if request.path.startswith("/admin"):
+            protect(response)
         origin = request.environ.get("HTTP_ORIGIN")
         if origin is not None and g.get("origin_allowed"):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -130,5 +133,5 @@ def _redirect(target: str, status: int) -> Raw:
 def _as_ollama(methods: Iterable[str], path: str) -> list[str]:
     """What `Allow` lists, in the order in which Ollama registers its routes."""
     has_head = path in _WITH_HEAD or path.startswith("/api/blobs/")
-    order = ("HEAD", "GET", "POST", "DELETE") if has_head else ("GET", "POST", "DELETE")
+    order = ("HEAD", "GET", "POST", "DELETE") if has_head else ("GET", "POST", "PATCH", "DELETE")
     return [method for method in order if method in methods]

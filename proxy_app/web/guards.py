@@ -16,20 +16,29 @@ from urllib.parse import unquote, urlsplit
 from flask import g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
-from proxy_app.dialects.credentials import presented
 from proxy_app.dialects.errors import Dialect
-from proxy_app.domain import Caller, Scope
-from proxy_app.errors import BadRequest, ClientGone, Loop, RequestError, Stopping, Unavailable
+from proxy_app.domain import Scope
+from proxy_app.errors import (
+    BadRequest,
+    ClientGone,
+    Forbidden,
+    Loop,
+    RequestError,
+    Stopping,
+    Unauthorized,
+    Unavailable,
+)
 from proxy_app.services.access import check_scope
 from proxy_app.services.relayed import STOPPING
 from proxy_app.settings import Settings
-from proxy_app.web import hosts
+from proxy_app.web import callers, hosts
 from proxy_app.web.connection import close_after_answer
-from proxy_app.web.respond import Raw, error_answer, runtime
+from proxy_app.web.respond import Raw, error_answer
 
 View = Callable[..., Raw]
 Need = Scope | Literal["open"]
 """The scope that a route needs; `open` needs no key either."""
+Login = Literal["", "api", "page"]
 
 # The longest request body is the setting CARAVAN_MAX_BODY; that of an upload, which is never held, has no limit.
 FROM_SETTING = -1
@@ -42,7 +51,6 @@ _PLAIN_PATH = re.compile(r"(?:/|(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._:@-]+)+/?)")
 _WITH_NAMES = ("/v1/models/", "/api/blobs/", "/api/user/keys/")
 # What Go takes for a Host (httpguts.ValidHostHeader), and so Ollama.
 _HOST = re.compile(r"[A-Za-z0-9!$%&()*+,.:;=\[\]'_~-]*")
-_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class Route:
         methods: all that are answered; OPTIONS is answered by `first`.
         body: longest request body in bytes, or FROM_SETTING, or UNLIMITED.
         dialect: of the errors that Caravan itself raises.
+        login: is a login as good as a key here? `page`: who has none is sent to where they get one.
     """
 
     blueprint: str
@@ -63,6 +72,7 @@ class Route:
     scope: Need
     body: int = NO_BODY
     dialect: Dialect = "ollama"
+    login: Login = ""
 
     @property
     def endpoint(self) -> str:
@@ -80,9 +90,11 @@ def guarded(route: Route, settings: Settings) -> View:
         g.body_limit = limit
         try:
             if route.scope != "open":
-                g.caller = _recognised(settings)
+                g.caller = callers.by_login(settings) if route.login else callers.by_key(settings)
                 check_scope(g.caller, route.scope)
             return route.view(**parts)
+        except (Unauthorized, Forbidden) as error:
+            return to_login() if route.login == "page" else error_answer(error, route.dialect)
         except RequestError as error:
             return error_answer(error, route.dialect)
         except Stopping:
@@ -93,6 +105,10 @@ def guarded(route: Route, settings: Settings) -> View:
 
     view.__name__ = route.endpoint
     return view
+
+
+def to_login() -> Raw:
+    return Raw(b"", 303, [("Location", "/admin/login")])
 
 
 def first(settings: Settings) -> Callable[[], Raw | None]:
@@ -177,18 +193,3 @@ def _is_named(path: str) -> bool:
     """Is it the path of a route with a name in it, escaped in whatever way, that leads nowhere else?"""
     segments = unquote(path).split("/")
     return path.startswith(_WITH_NAMES) and not {"", ".", ".."} & set(segments[1:]) and "\\" not in path
-
-
-def _recognised(settings: Settings) -> Caller:
-    """Who asks. Raises: Unauthorized, Unavailable."""
-    environ = request.environ
-    given = presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"])
-    return runtime().access.caller(given, environ.get("REMOTE_ADDR", ""), is_local=_is_local(settings, environ))
-
-
-def _is_local(settings: Settings, environ: Mapping[str, Any]) -> bool:
-    """Does this machine itself ask, and nobody through it? Without keys that is all that tells an operator from
-    anybody."""
-    via_proxy = settings.trusted_hops or any(name.startswith(_FORWARDED) for name in environ)
-    here = all(hosts.is_this_machine(environ.get(name, "?")) for name in ("REMOTE_ADDR", "HTTP_HOST"))
-    return not settings.is_public and not via_proxy and here

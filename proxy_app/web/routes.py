@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from proxy_app.dialects.inference import ROUTES
-from proxy_app.web import account, openai, ops, show, store_ops, tags
-from proxy_app.web.guards import FROM_SETTING, UNLIMITED, Route
+from proxy_app.web import account, admin_api, openai, ops, show, store_ops, tags
+from proxy_app.web.admin_live import live
+from proxy_app.web.guards import FROM_SETTING, NO_BODY, UNLIMITED, Login, Route
+from proxy_app.web.openapi_document import document
 from proxy_app.web.relayed import relayed
+from proxy_app.web.respond import json_answer
 
 # A name, a flag and two overlays. It is parsed whole, and 1 MiB of brackets takes 0.2 s in which nothing else moves.
 LONGEST_SHOW = 256 << 10
@@ -26,6 +31,17 @@ def _inference() -> Iterator[Route]:
     for route in ROUTES:
         blueprint = {"ollama": "chat", "responses": "openai"}.get(route.dialect, route.dialect)
         yield Route(blueprint, route.path, relayed(route), POST, "infer", FROM_SETTING, route.dialect)
+
+
+def _admin() -> Iterator[Route]:
+    described = msgspec.json.encode(document(admin_api.ENDPOINTS))
+    for one in admin_api.ENDPOINTS:
+        limit = admin_api.LONGEST_ORDER if one.takes else NO_BODY
+        methods = (one.method,)
+        login: Login = "" if one.scope == "open" else "api"
+        yield Route("admin", admin_api.ROOT + one.path, admin_api.view(one), methods, one.scope, limit, login=login)
+    yield Route("admin", f"{admin_api.ROOT}/openapi.json", lambda: json_answer(described), GET, "admin", login="api")
+    yield Route("admin", "/admin/live", live, GET, "admin", login="api")
 
 
 TABLE = (
@@ -49,6 +65,7 @@ TABLE = (
     Route("openai", "/v1/models", openai.models, GET, "read", dialect="openai"),
     Route("openai", "/v1/models/<path:name>", openai.model, GET, "read", dialect="openai"),
     *_inference(),
+    *_admin(),
     Route("ops", "/livez", ops.livez, GET, "open"),
     Route("ops", "/readyz", ops.readyz, GET, "open"),
 )

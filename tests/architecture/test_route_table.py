@@ -111,8 +111,14 @@ def methods_of(routes: Iterable[Route]) -> dict[str, set[str]]:
     return found
 
 
-def test_the_table_is_ollamas_and_two_rows_of_our_own() -> None:
-    assert methods_of(TABLE) == {path: set(methods.split()) for path, methods in (OLLAMA | OWN).items()}
+def is_admin(route: Route) -> bool:
+    return route.path.startswith("/admin")
+
+
+def test_the_table_is_ollamas_and_a_few_rows_of_our_own() -> None:
+    assert methods_of(route for route in TABLE if not is_admin(route)) == {
+        path: set(methods.split()) for path, methods in (OLLAMA | OWN).items()
+    }
 
 
 def test_no_row_stands_twice() -> None:
@@ -128,12 +134,13 @@ def test_every_row_says_who_may_what_and_how_much(route: Route) -> None:
     assert route.methods
     assert callable(route.view)
     takes_a_body = bool({"POST", "DELETE"} & set(route.methods))
-    assert (route.body != NO_BODY) is takes_a_body
+    assert (route.body != NO_BODY) is takes_a_body or is_admin(route)
     # What is read into memory has a limit; an upload is never held.
     assert route.body != UNLIMITED or route.view.__name__ == "upload"
     assert route.body in (FROM_SETTING, UNLIMITED, NO_BODY) or route.body <= MIB
 
 
+LOGIN = {"POST /admin/api/session"}
 CHANGES = {"pull", "push", "create", "copy", "delete", "blobs", "me", "signout", "user"}
 
 
@@ -145,7 +152,14 @@ def test_what_changes_backends_or_accounts_is_for_who_manages_them() -> None:
 
 
 def test_what_needs_nothing_tells_nothing() -> None:
-    assert {route.path for route in TABLE if route.scope == "open"} == {"/", "/livez", "/readyz"}
+    rows = {f"{' '.join(route.methods)} {route.path}" for route in TABLE if route.scope == "open"}
+    assert rows == {"HEAD GET /", "GET /livez", "GET /readyz", *LOGIN}
+
+
+def test_what_operators_see_and_do_is_for_who_has_logged_in() -> None:
+    for route in TABLE:
+        assert bool(route.login) is (is_admin(route) and route.scope != "open"), route.endpoint
+        assert (route.scope == "admin") is bool(route.login), route.endpoint
 
 
 def test_the_dialect_of_a_row_is_that_of_its_path() -> None:

@@ -1,0 +1,41 @@
+"""What changed, as it is noted: by operators here, by the refresher of what backends do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from proxy_app.services.admin.shapes import EventsView, EventView
+from proxy_app.services.desk import RegistryDesk
+from proxy_app.store.events import Event, EventStore, Level
+from proxy_app.store.redis import unix_now
+
+PAGE = 100
+
+
+class EventBook:
+    """Owned by: the worker's runtime; the events are the registry's."""
+
+    def __init__(self, desk: RegistryDesk) -> None:
+        self._desk = desk
+
+    def note(self, kind: str, who: str, subject: str, text: str, level: Level = "info") -> None:
+        """Note what somebody did. Raises: RegistryAway."""
+        event = Event(unix_now(), kind, who or "this machine", subject, text, level)
+        self._desk.run(lambda registry: EventStore(registry).add([event]))
+
+    def page(self, kind: str, before: int | None) -> EventsView:
+        """Newest first.
+
+        Args:
+            kind: the beginning of the kinds that are meant; "" for all.
+            before: an event's id; only older ones.
+        """
+        found = self._desk.run(lambda registry: EventStore(registry).newest(PAGE + 1, kind, before))
+        return EventsView(events=list(_views(found[:PAGE])), more=len(found) > PAGE)
+
+
+def _views(events: Iterable[Event]) -> Iterable[EventView]:
+    return (
+        EventView(id=e.id, at=e.at, kind=e.kind, level=e.level, who=e.who, subject=e.subject, text=e.text)
+        for e in events
+    )

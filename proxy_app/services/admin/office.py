@@ -1,0 +1,84 @@
+"""Everything that an operator may see and do, in one place for the pages and the API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy_app.services.admin import settings as settings_desk
+from proxy_app.services.admin.backends import BackendAdmin
+from proxy_app.services.admin.events import EventBook
+from proxy_app.services.admin.fleet import FleetDesk
+from proxy_app.services.admin.keys import KeyDesk
+from proxy_app.services.admin.models import ModelDesk
+from proxy_app.services.admin.sessions import Sessions
+from proxy_app.services.admin.shapes import (
+    EventsView,
+    FleetView,
+    KeysView,
+    ModelsView,
+    SettingsView,
+    UsageRow,
+    UsageView,
+)
+from proxy_app.services.desk import RegistryDesk
+from proxy_app.services.usage_report import sums
+from proxy_app.settings import Settings
+from proxy_app.store.events import EventStore
+from proxy_app.store.redis import unix_now
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """Owned by: the worker's runtime. The views raise RegistryAway; see the parts for what they do."""
+
+    server: Settings
+    desk: RegistryDesk
+    sessions: Sessions
+    backends: BackendAdmin
+    fleet_desk: FleetDesk
+    model_desk: ModelDesk
+    key_desk: KeyDesk
+    event_book: EventBook
+
+    def fleet(self) -> FleetView:
+        return self.fleet_desk.view()
+
+    def models(self, query: str, page: int) -> ModelsView:
+        return self.model_desk.page(query, page)
+
+    def keys(self) -> KeysView:
+        return self.key_desk.view()
+
+    def events(self, kind: str, before: int | None) -> EventsView:
+        return self.event_book.page(kind, before)
+
+    def settings(self) -> SettingsView:
+        return settings_desk.view(self.server)
+
+    def usage(self, since_s: float, by: Sequence[str]) -> UsageView:
+        """What was used in the last `since_s` seconds, by some of key, model, backend, hour."""
+        found = self.desk.run(lambda registry: sums(registry, since_s, by))
+        rows = [
+            UsageRow(
+                parts=dict(zip(by, parts, strict=True)),
+                requests=tally.requests,
+                errors=tally.errors,
+                tokens_in=tally.tokens_in,
+                tokens_out=tally.tokens_out,
+                gpu_s=tally.gpu_ms / 1000,
+                load_s=tally.load_ms / 1000,
+                estimated=tally.estimated,
+            )
+            for parts, tally in found.items()
+        ]
+        return UsageView(since=unix_now() - since_s, by=list(by), rows=rows)
+
+    def pulse(self) -> tuple[object, ...]:
+        """Something that is not the same when a page would look different."""
+        fleet = self.fleet_desk.reloader.fleet
+        in_flight = tuple(self.fleet_desk.leases.totals(list(fleet.by_id)).items())
+        return fleet.generation, in_flight, self.desk.run(lambda registry: EventStore(registry).last_id())
+
+    def close(self) -> None:
+        self.desk.close()

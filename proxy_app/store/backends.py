@@ -1,0 +1,67 @@
+"""The operator's backends in the registry: those that follow nobody's environment, and who is drained."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from proxy_app.settings import BackendSettings
+from proxy_app.store import rows
+from proxy_app.store.registry import Registry
+
+_FIELDS = {"url", "priority", "slots", "cloud", "auth_token", "headers"}
+
+
+class BackendStore:
+    """The `backends` table, as an operator changes it. Raises: RegistryAway: from every method."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def add(self, backend: BackendSettings) -> bool:
+        """Add one behind all others; False where the name is taken, in whatever case."""
+        with self._registry.writing() as db:
+            taken = db.execute("SELECT 1 FROM backends WHERE lower(name) = lower(?)", [backend.name]).fetchone()
+            if taken:
+                return False
+            place = int(db.execute("SELECT COALESCE(MAX(place), -1) + 1 FROM backends").fetchone()[0])
+            db.table("backends").insert({**rows.backend_row(backend, place), **_operators(backend)})
+            _bump(db)
+            return True
+
+    def change(self, name: str, backend: BackendSettings) -> None:
+        """Make an operator's backend like this; where its URL changes, what was learned of it is forgotten."""
+        with self._registry.writing() as db:
+            old = next(db.table("backends").rows_where("name = ? AND origin = 'operator'", [name]))
+            fresh = {**rows.backend_row(backend, old["place"]), **_operators(backend)}
+            db.table("backends").update(old["id"], {key: fresh[key] for key in _FIELDS})
+            if old["url"] != backend.url:
+                self._registry.forget(old["id"])
+            _bump(db)
+
+    def drain(self, name: str, *, draining: bool) -> None:
+        with self._registry.writing() as db:
+            db.execute("UPDATE backends SET draining = ? WHERE name = ?", [int(draining), name])
+            _bump(db)
+
+    def remove(self, name: str) -> None:
+        """Remove an operator's backend, and all that was learned of it."""
+        with self._registry.writing() as db:
+            row = next(db.table("backends").rows_where("name = ? AND origin = 'operator'", [name]))
+            self._registry.forget(row["id"])
+            db.table("wishes").delete_where("backend_id = ?", [row["id"]])
+            db.table("backends").delete(row["id"])
+            _bump(db)
+
+    def loaded(self) -> list[tuple[int, dict[str, Any]]]:
+        """(backend's id, its `/api/ps` record) for each model in a backend's memory."""
+        with self._registry.reading() as db:
+            return [(row["backend_id"], json.loads(row["item"])) for row in db.table("loaded").rows]
+
+
+def _operators(backend: BackendSettings) -> dict[str, Any]:
+    return {"origin": "operator", "headers": json.dumps(dict(backend.headers)), "auth_token": backend.auth_token}
+
+
+def _bump(db: Any) -> None:
+    db.execute("UPDATE generations SET number = number + 1 WHERE part = 'catalogue'")

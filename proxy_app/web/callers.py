@@ -1,0 +1,85 @@
+"""Who asks: by a key, by a login, or as this machine itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import g, request
+
+from proxy_app.dialects.credentials import presented
+from proxy_app.domain import Caller
+from proxy_app.errors import Forbidden, Unauthorized
+from proxy_app.settings import Settings
+from proxy_app.web import hosts
+from proxy_app.web.respond import runtime
+
+# A cookie with this prefix is taken from https alone, and from this very host (RFC 6265bis §4.1.3.2).
+SECURE_COOKIE, PLAIN_COOKIE = "__Host-caravan", "caravan"
+_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+_HARMLESS = ("GET", "HEAD")
+
+
+def by_key(settings: Settings) -> Caller:
+    """Who asks, by a key or as this machine. Raises: Unauthorized, Unavailable."""
+    environ = request.environ
+    given = presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+    return runtime().access.caller(given, environ.get("REMOTE_ADDR", ""), is_local=is_local(settings, environ))
+
+
+def by_login(settings: Settings) -> Caller:
+    """Who asks, by a login too; a page of somebody else's never asks for anything.
+
+    Raises:
+        Unauthorized, Unavailable: nobody who is let in.
+        Forbidden: a change that another page may have asked for.
+    """
+    environ = request.environ
+    has_key = presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"]) is not None
+    token = "" if has_key else session_token()
+    check_origin(environ, needs_proof=bool(token))
+    if not token:
+        return by_key(settings)
+    caller = runtime().admin.sessions.caller(token, environ.get("REMOTE_ADDR", ""))
+    if caller is None:
+        raise Unauthorized("your login has ended: log in again")
+    g.session_token = token
+    return caller
+
+
+def session_token() -> str:
+    """The token of a login, where the browser sent one."""
+    return request.cookies.get(SECURE_COOKIE if is_secure() else PLAIN_COOKIE, "")
+
+
+def is_secure() -> bool:
+    """Does the client speak https, as far as we or a proxy that is trusted can tell?"""
+    return bool(request.environ.get("wsgi.url_scheme") == "https")
+
+
+def is_local(settings: Settings, environ: Mapping[str, Any]) -> bool:
+    """Does this machine itself ask, and nobody through it? Without keys that is all that tells an operator from
+    anybody."""
+    via_proxy = settings.trusted_hops or any(name.startswith(_FORWARDED) for name in environ)
+    here = all(hosts.is_this_machine(environ.get(name, "?")) for name in ("REMOTE_ADDR", "HTTP_HOST"))
+    return not settings.is_public and not via_proxy and here
+
+
+def check_origin(environ: Mapping[str, Any], *, needs_proof: bool) -> None:
+    """Refuse what a page of another origin asks for (OWASP ASVS 5.0, 3.5.1).
+
+    Args:
+        needs_proof: the browser adds the credentials by itself: a change has to say where it comes from.
+
+    Raises:
+        Forbidden: it did, or may have.
+    """
+    origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
+    host = environ.get("HTTP_HOST", "")
+    is_own = origin in (f"http://{host}", f"https://{host}") if origin is not None else site == "same-origin"
+    is_foreign = (origin is not None and not is_own) or site in ("cross-site", "same-site")
+    if environ["REQUEST_METHOD"] in _HARMLESS:
+        # A link from elsewhere may lead here; what it shows stays with who is logged in.
+        return
+    if is_foreign or (needs_proof and not is_own):
+        raise Forbidden("this was not asked for by Caravan's own page")
