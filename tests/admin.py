@@ -25,6 +25,8 @@ PAGES = {
     "settings": "/admin/settings",
 }
 LOGIN = "/admin/login"
+# Of a session over plain http.
+COOKIE = "caravan"
 # Whose keys every site has, by label; their scopes.
 KEYS: dict[str, tuple[str, ...]] = {
     "admin": ("admin",),
@@ -55,14 +57,14 @@ CHANGES = (
     call("PATCH /backends/{name}", "/backends/one", {"draining": True}),
     call("DELETE /backends/{name}", "/backends/one"),
     call("POST /models/pull", asked={"model": "pulled", "backends": ["one"]}),
-    call("POST /models/copy", asked={"source": "tiny", "destination": "copied", "backends": ["one"]}),
-    call("POST /models/delete", asked={"model": "tiny", "backends": ["one"]}),
-    call("POST /models/load", asked={"model": "tiny", "backends": ["one"]}),
-    call("POST /models/unload", asked={"model": "tiny", "backends": ["one"]}),
+    call("POST /models/copy", asked={"source": "tiny", "destination": "copied"}),
+    call("POST /models/delete", asked={"model": "tiny"}),
+    call("POST /models/load", asked={"model": "tiny", "backend": "one"}),
+    call("POST /models/unload", asked={"model": "tiny", "backend": "one"}),
     call("DELETE /requests/{id}", "/requests/0123456789abcdef"),
     call("POST /keys", asked={"label": "evil", "scopes": ["admin"]}),
-    call("DELETE /keys/{id}", "/keys/abcdefgh"),
-    call("POST /keys/{id}/rotate", "/keys/abcdefgh/rotate", {"overlap_s": 0}),
+    call("DELETE /keys/{key_id}", "/keys/abcdefgh"),
+    call("POST /keys/{key_id}/rotate", "/keys/abcdefgh/rotate", {"overlap_s": 0}),
     call("DELETE /sessions"),
 )
 READS = (
@@ -71,7 +73,7 @@ READS = (
     call("GET /requests"),
     call("GET /charts"),
     call("GET /keys"),
-    call("GET /keys/{id}", "/keys/abcdefgh"),
+    call("GET /keys/{key_id}", "/keys/abcdefgh"),
     call("GET /events"),
     call("GET /settings"),
     call("GET /usage"),

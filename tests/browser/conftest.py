@@ -60,7 +60,7 @@ def site(
 ) -> Iterator[AdminSite]:
     """A product in front of them."""
     redis_server.flush()
-    with admin_site(tmp_path_factory.mktemp("site"), fakes_up, redis_server.url) as made:
+    with admin_site(tmp_path_factory.mktemp("site"), fakes_up, redis_server.url, CARAVAN_LOGIN_ATTEMPTS="1000") as made:
         yield made
 
 

@@ -145,10 +145,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "/backends": {"name": "x", "url": "http://127.0.0.1:9", "auth_token": "x", "headers": {"x": "x"}, "test": False},
     "/backends/test": {"name": "x", "url": "http://127.0.0.1:9", "auth_token": "x", "headers": {"x": "x"}},
     "/models/pull": {"model": "x", "backends": ["good"]},
-    "/models/copy": {"source": "tiny", "destination": "x", "backends": ["good"]},
-    "/models/delete": {"model": "x", "backends": ["good"]},
-    "/models/load": {"model": "x", "backends": ["good"]},
-    "/models/unload": {"model": "x", "backends": ["good"]},
+    "/models/copy": {"source": "tiny", "destination": "x"},
+    "/models/delete": {"model": "x"},
+    "/models/load": {"model": "x", "backend": "good"},
+    "/models/unload": {"model": "x", "backend": "good"},
     "/session": {"key": "x"},
 }
 PLACES = [(path, field) for path, fields in FIELDS.items() for field in fields if field != "test"]
