@@ -13,6 +13,7 @@ from proxy_app.errors import CaravanError
 from proxy_app.services.keyring import public_key
 from proxy_app.services.setup import MARK
 from proxy_app.settings import Settings
+from proxy_app.store.events import Event, EventStore
 from proxy_app.store.keys import KeyStore, StoredKey
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
@@ -56,8 +57,10 @@ def create(settings: Settings, wish: Wish) -> NewKey:
         KeyProblem: something of the wish makes no sense.
         RegistryAway: it cannot be stored.
     """
-    with _store(settings) as store:
-        return create_in(settings, store, wish)
+    with _registry(settings) as registry:
+        made = create_in(settings, KeyStore(registry), wish)
+        _note(registry, "key.created", made.stored, "was made")
+        return made
 
 
 def create_in(settings: Settings, store: KeyStore, wish: Wish) -> NewKey:
@@ -80,28 +83,31 @@ def create_in(settings: Settings, store: KeyStore, wish: Wish) -> NewKey:
 
 
 def all_keys(settings: Settings) -> tuple[StoredKey, ...]:
-    with _store(settings) as store:
-        return store.all()
+    with _registry(settings) as registry:
+        return KeyStore(registry).all()
 
 
 def find(settings: Settings, text: str) -> StoredKey:
     """The one key with this id or label. Raises: KeyProblem: none, or several."""
-    with _store(settings) as store:
-        return _one(store, text)
+    with _registry(settings) as registry:
+        return _one(KeyStore(registry), text)
 
 
 def revoke(settings: Settings, text: str) -> StoredKey:
     """End a key now: every worker obeys within CARAVAN_RELOAD_INTERVAL and the time of one look."""
-    with _store(settings) as store:
-        key = _one(store, text)
-        store.end([key.id], unix_now())
+    with _registry(settings) as registry:
+        key = _one(KeyStore(registry), text)
+        KeyStore(registry).end([key.id], unix_now())
+        _note(registry, "key.revoked", key, "was revoked")
         return replace(key, revoked_at=unix_now())
 
 
 def rotate(settings: Settings, text: str, overlap_s: float) -> NewKey:
     """Make a key that may what another one may; the old one ends after `overlap_s`."""
-    with _store(settings) as store:
-        return rotate_in(settings, store, text, overlap_s)
+    with _registry(settings) as registry:
+        made = rotate_in(settings, KeyStore(registry), text, overlap_s)
+        _note(registry, "key.rotated", made.stored, f"takes the place of {made.stored.replaces} in {overlap_s:g} s")
+        return made
 
 
 def rotate_in(settings: Settings, store: KeyStore, text: str, overlap_s: float) -> NewKey:
@@ -136,13 +142,18 @@ def _one(store: KeyStore, text: str) -> StoredKey:
     return found[0]
 
 
+def _note(registry: Registry, kind: str, key: StoredKey, what: str) -> None:
+    event = Event(unix_now(), kind, "command line", key.id, f"{key.label} {what}")
+    EventStore(registry).add([event])
+
+
 @contextmanager
-def _store(settings: Settings) -> Iterator[KeyStore]:
+def _registry(settings: Settings) -> Iterator[Registry]:
     registry = Registry(settings.data_dir, busy_s=BUSY_S)
     try:
         # Not the backends of this environment: it may be another one than the server's.
         registry.migrate()
-        yield KeyStore(registry)
+        yield registry
     finally:
         registry.close()
 

@@ -19,6 +19,7 @@ from typing import Any
 from proxy_app.domain import Digest, Fleet, Health, Holding, parse_listed
 from proxy_app.errors import CacheAway, Fenced, InvalidModelName, RegistryAway, RegistryDamaged, UpstreamTimeout
 from proxy_app.routing.health import Verdict, judge
+from proxy_app.services.admin.events import state_event
 from proxy_app.services.fleet import build
 from proxy_app.services.hydrate import Hydrator
 from proxy_app.services.poller import News, Poller, prober_of
@@ -26,6 +27,7 @@ from proxy_app.services.role import Role
 from proxy_app.services.stopping import StopFlag
 from proxy_app.settings import Settings
 from proxy_app.store.cache import ShowCache
+from proxy_app.store.events import Event, EventStore
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Learned, Registry
 
@@ -66,6 +68,7 @@ class Refresher:
         self._known: dict[int, _Known] = {}
         self._fleet = Fleet()
         self._unwritten: dict[int, Learned] = {}
+        self._events: list[Event] = []
         self._polls = False
         self._beat_s = 0.0
         self._swept_s = 0.0
@@ -180,6 +183,7 @@ class Refresher:
             for learned in [*map(self._weigh, gathered + self._hung()), *self._forgotten()]:
                 self._note(learned)
             self._write()
+            self._note_events()
             self._grant_wishes(gathered)
             self._beat()
             self._follow_backends()
@@ -207,6 +211,11 @@ class Refresher:
             except Exception:  # one poisoned answer must not end the refresher
                 log.exception("what backend %s said cannot be written", backend_id)
             del self._unwritten[backend_id]
+
+    def _note_events(self) -> None:
+        if self._events:
+            EventStore(self._registry).add(self._events)
+            self._events = []
 
     def _note(self, learned: Learned) -> None:
         """Add to what has to be written; it stays there until the registry took it."""
@@ -270,6 +279,7 @@ class Refresher:
             name = self._pollers[news.backend_id].backend.name
             level = logging.WARNING if state == "down" else logging.INFO
             log.log(level, "backend %s is %s%s", name, state, f": {news.error}" if news.error else "")
+            self._events.append(state_event(name, state, news.error))
             new = replace(new, latency_s=news.latency_s)
         known.health = new
         return new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from proxy_app.domain import State
 from proxy_app.services.admin.shapes import EventsView, EventView
 from proxy_app.services.desk import RegistryDesk
 from proxy_app.store.events import Event, EventStore, Level
@@ -32,6 +33,12 @@ class EventBook:
         """
         found = self._desk.run(lambda registry: EventStore(registry).newest(PAGE + 1, kind, before))
         return EventsView(events=list(_views(found[:PAGE])), more=len(found) > PAGE)
+
+
+def state_event(backend: str, state: State, error: str | None) -> Event:
+    """What the refresher notes when a backend's state changes."""
+    told = f"{backend} is {state}" + (f": {error}" if error else "")
+    return Event(unix_now(), f"backend.{state}", "caravan", backend, told, "warning" if state == "down" else "info")
 
 
 def _views(events: Iterable[Event]) -> Iterable[EventView]:
