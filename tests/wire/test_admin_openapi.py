@@ -18,7 +18,6 @@ pytestmark = pytest.mark.leaky
 
 # Seconds; a healthy run takes a fraction.
 RUN_S = 100
-SEED = "20261121"
 EXAMPLES = "6"
 # What is asked of every answer. Not that what the document allows is accepted: it does not know which names exist.
 CHECKS = (
@@ -39,7 +38,8 @@ def site(
     fakes_up: tuple[FakeOllama, ...], redis_server: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AdminSite]:
     redis_server.flush()
-    with admin_site(tmp_path_factory.mktemp("openapi"), fakes_up, redis_server.url) as made:
+    folder = tmp_path_factory.mktemp("openapi")
+    with admin_site(folder, fakes_up, redis_server.url, CARAVAN_LOGIN_ATTEMPTS="100000") as made:
         assert made.chat(made.keys["user"], "tiny").status == 200
         yield made
 
@@ -71,7 +71,7 @@ def test_every_call_says_what_it_does_and_how_it_refuses(document: dict[str, Any
     for name, about in operations(document).items():
         assert about.get("summary") or about.get("description"), name
         assert about["operationId"], name
-        assert {"401", "403"} <= about["responses"].keys() or name == "POST /session", name
+        assert "default" in about["responses"] or {"401", "403"} <= about["responses"].keys(), name
     names = [about["operationId"] for about in operations(document).values()]
     assert len(names) == len(set(names))
 
@@ -80,7 +80,7 @@ def run(site: AdminSite, folder: Path, *more: str) -> subprocess.CompletedProces
     """Send what the document allows, and what it does not. The same requests in every run."""
     command = [str(BIN / "schemathesis"), "run", f"{site.url}{API}/openapi.json", "--no-color"]
     command += ["--header", f"Authorization: Bearer {site.keys['admin']}", "--checks", CHECKS, "--workers", "1"]
-    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES, "--seed", SEED]
+    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES]
     command += ["--generation-deterministic", "--continue-on-failure", "--request-timeout", "15", *more]
     return subprocess.run(
         command, cwd=folder, env=clean_environment({}), capture_output=True, text=True, timeout=RUN_S, check=False
@@ -92,5 +92,4 @@ def test_the_api_keeps_to_it_whatever_comes(site: AdminSite, document: dict[str,
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
     # It was let in: what is refused breaks nothing.
     assert site.get("/keys")["keys"]
-    for name in operations(document):
-        assert name.split()[1] in done.stdout or f"{len(operations(document))} selected" in done.stdout
+    assert f"Tested: {len(operations(document))}" in done.stdout
