@@ -73,6 +73,12 @@ class Poller:
         self._stop.set()
         self._woken.set()
 
+    def asks_as(self, backend: Backend) -> bool:
+        """Would a poll of this backend be the same? A drain and a new priority change nothing about it."""
+        own = self.backend
+        asked = (own.name, own.url, own.headers, own.auth_token)
+        return asked == (backend.name, backend.url, backend.headers, backend.auth_token)
+
     def wish(self, number: int) -> None:
         """Probe at once: somebody waits for what a probe brings that begins after this."""
         if number > self._wished:

@@ -325,9 +325,12 @@ class Refresher:
             self._known.setdefault(member.backend.id, _Known(Verdict(member.health.state), member.health))
         wanted = {member.backend.id: member.backend for member in self._fleet.members}
         for backend_id, poller in list(self._pollers.items()):
-            if wanted.get(backend_id) != poller.backend:
-                poller.stop()
-                del self._pollers[backend_id]
+            fresh = wanted.get(backend_id)
+            if fresh is not None and poller.asks_as(fresh):
+                continue
+            poller.stop()
+            del self._pollers[backend_id]
+            if fresh is None or fresh.url != poller.backend.url:
                 self._known.pop(backend_id, None)
         for backend_id, backend in wanted.items():
             if backend_id not in self._pollers:
