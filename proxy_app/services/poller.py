@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from proxy_app.domain import Backend
-from proxy_app.errors import UpstreamError
+from proxy_app.domain import Backend, Digest, Holding, parse_listed
+from proxy_app.errors import InvalidModelName, UpstreamError
 from proxy_app.settings import Settings
 from proxy_app.upstream.nets import Nets
 from proxy_app.upstream.probe import Prober
@@ -72,6 +72,12 @@ class Poller:
     def stop(self) -> None:
         self._stop.set()
         self._woken.set()
+
+    def asks_as(self, backend: Backend) -> bool:
+        """Would a poll of this backend be the same? A drain and a new priority change nothing about it."""
+        own = self.backend
+        asked = (own.name, own.url, own.headers, own.auth_token)
+        return asked == (backend.name, backend.url, backend.headers, backend.auth_token)
 
     def wish(self, number: int) -> None:
         """Probe at once: somebody waits for what a probe brings that begins after this."""
@@ -141,3 +147,16 @@ class Poller:
         calm = news.error is None and not (self._failing and not news.is_probe)
         interval = settings.poll_interval_s if calm else settings.down_poll_interval_s
         return interval * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def holdings_of(backend_id: int, tags: list[dict[str, Any]]) -> tuple[Holding, ...]:
+    """A backend's listing as holdings; records without a usable name are left out."""
+    found: dict[str, Holding] = {}
+    for item in tags:
+        try:
+            name = parse_listed(str(item.get("name") or item.get("model") or ""))
+        except InvalidModelName:
+            continue
+        digest = Digest(str(item.get("digest", "")))
+        found.setdefault(name.canonical, Holding(backend_id, name.canonical, name.shortest, digest, item))
+    return tuple(found.values())

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy_app.domain import Digest, Fleet, Health, Holding, parse_listed
-from proxy_app.errors import CacheAway, Fenced, InvalidModelName, RegistryAway, RegistryDamaged, UpstreamTimeout
+from proxy_app.domain import Fleet, Health, Holding
+from proxy_app.errors import CacheAway, Fenced, RegistryAway, RegistryDamaged, UpstreamTimeout
 from proxy_app.routing.health import Verdict, judge
 from proxy_app.services.admin.events import state_event
 from proxy_app.services.fleet import build
 from proxy_app.services.hydrate import Hydrator
-from proxy_app.services.poller import News, Poller, prober_of
+from proxy_app.services.poller import News, Poller, holdings_of, prober_of
 from proxy_app.services.role import Role
 from proxy_app.services.stopping import StopFlag
 from proxy_app.settings import Settings
@@ -325,9 +325,12 @@ class Refresher:
             self._known.setdefault(member.backend.id, _Known(Verdict(member.health.state), member.health))
         wanted = {member.backend.id: member.backend for member in self._fleet.members}
         for backend_id, poller in list(self._pollers.items()):
-            if wanted.get(backend_id) != poller.backend:
-                poller.stop()
-                del self._pollers[backend_id]
+            fresh = wanted.get(backend_id)
+            if fresh is not None and poller.asks_as(fresh):
+                continue
+            poller.stop()
+            del self._pollers[backend_id]
+            if fresh is None or fresh.url != poller.backend.url:
                 self._known.pop(backend_id, None)
         for backend_id, backend in wanted.items():
             if backend_id not in self._pollers:
@@ -362,16 +365,3 @@ class Refresher:
         self._registry.note_asked(self._role.epoch, asked, before)
         self._hydrator.wish(self._registry.asked(before))
         self._hydrator.follow(self._fleet)
-
-
-def holdings_of(backend_id: int, tags: list[dict[str, Any]]) -> tuple[Holding, ...]:
-    """A backend's listing as holdings; records without a usable name are left out."""
-    found: dict[str, Holding] = {}
-    for item in tags:
-        try:
-            name = parse_listed(str(item.get("name") or item.get("model") or ""))
-        except InvalidModelName:
-            continue
-        digest = Digest(str(item.get("digest", "")))
-        found.setdefault(name.canonical, Holding(backend_id, name.canonical, name.shortest, digest, item))
-    return tuple(found.values())

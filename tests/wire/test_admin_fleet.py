@@ -1,0 +1,317 @@
+"""What an operator does with backends and models through the admin API, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.fakes import faults
+from conformance.fakes.http import RawClient, RawResponse, fetch
+from conformance.fakes.ollama import FakeModel, FakeOllama
+from tests.fakes.redis import PrivateRedis
+from tests.keys import ADMIN, bearer
+from tests.product import Stand, listed, mark, stand
+from tests.wire.shows import gateway, until
+
+# The fakes live as long as the module, and with them the connections that Caravan keeps to them.
+pytestmark = pytest.mark.leaky
+
+TOKEN = "hunter2-of-a-backend"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, redis_server: PrivateRedis) -> Iterator[Stand]:
+    redis_server.flush()
+    with stand(tmp_path_factory.mktemp("admin"), redis_url=redis_server.url, WEB_CONCURRENCY="2") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def spare() -> Iterator[FakeOllama]:
+    """A server that is no backend yet."""
+    with FakeOllama("spare", ["tiny", "only-spare"]) as fake:
+        yield fake
+
+
+def call(site: Stand, method: str, path: str, asked: Any = None) -> RawResponse:
+    return fetch(f"{site.url}/admin/api{path}", method, json=asked)
+
+
+def backend(site: Stand, name: str) -> dict[str, Any] | None:
+    found = call(site, "GET", "/backends").json()["backends"]
+    return next((one for one in found if one["name"] == name), None)
+
+
+def model(site: Stand, name: str) -> dict[str, Any]:
+    (found,) = call(site, "GET", f"/models?query={name}").json()["models"]
+    return dict(found)
+
+
+def events(site: Stand, kind: str = "") -> list[dict[str, Any]]:
+    return list(call(site, "GET", f"/events?kind={kind}").json()["events"])
+
+
+def new(fake: FakeOllama, **more: Any) -> dict[str, Any]:
+    return {"name": fake.name, "url": fake.url, **more}
+
+
+@contextmanager
+def added(site: Stand, fake: FakeOllama, **more: Any) -> Iterator[dict[str, Any]]:
+    answer = call(site, "POST", "/backends", new(fake, **more))
+    assert answer.status == 201, answer.body
+    try:
+        yield answer.json()
+    finally:
+        assert call(site, "DELETE", f"/backends/{fake.name}").status == 204
+
+
+# -- backends -------------------------------------------------------------------------------------------
+
+
+def test_a_backend_that_is_added_is_used_at_once_and_by_every_worker(site: Stand, spare: FakeOllama) -> None:
+    with added(site, spare) as told:
+        assert (told["state"], told["origin"], told["models"]) == ("up", "operator", 2)
+        assert all(mark(spare) in listed(site.url) for _ in range(8))
+        asked = {"model": "only-spare", "messages": [], "stream": False}
+        assert site.post("/api/chat", asked).json()["done"]
+    assert all(mark(spare) not in listed(site.url) for _ in range(8))
+    assert backend(site, "spare") is None
+
+
+def test_its_token_goes_to_it_and_nowhere_else(site: Stand, spare: FakeOllama) -> None:
+    with added(site, spare, auth_token=TOKEN, headers={"X-Team": "blue"}) as told:
+        assert (told["has_token"], told["header_names"]) == (True, ["X-Team"])
+        spare.forget_requests()
+        site.post("/api/chat", {"model": "only-spare", "messages": [], "stream": False})
+        (request,) = spare.requests_for("/api/chat")
+        assert request.header("authorization") == f"Bearer {TOKEN}"
+        assert request.header("x-team") == "blue"
+    pages = [call(site, "GET", path).body for path in ("/backends", "/events", "/settings")]
+    assert not [page for page in pages if TOKEN.encode() in page]
+    assert TOKEN not in site.process.output
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        ({"name": "a", "url": "http://127.0.0.1:9", "test": False}, 409, "there is a backend of the name a already"),
+        ({"name": "A", "url": "http://127.0.0.1:9", "test": False}, 409, "there is a backend of the name A already"),
+        ({"name": "x", "url": "http://127.0.0.1:9"}, 409, "does not work"),
+        ({"name": "x", "url": "ftp://gpu1"}, 400, "expected a URL such as http://gpu1:11434"),
+        ({"name": "x", "url": "http://user:secret@gpu1"}, 400, "without user"),
+        ({"name": "x", "url": "http://169.254.169.254/latest"}, 409, "CARAVAN_BACKEND_NETS"),
+        ({"name": "x y", "url": "http://gpu1:11434"}, 400, "name"),
+        ({"name": "x"}, 400, "url"),
+        ({"name": "x", "url": "http://gpu1:11434", "port": 1}, 400, "port"),
+        ({"name": "x", "url": "http://gpu1:11434", "headers": {"a\nb": "c"}, "test": False}, 400, "header name"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(site: Stand, asked: dict[str, Any], status: int, said: str) -> None:
+    answer = call(site, "POST", "/backends", asked)
+    assert answer.status == status, answer.body
+    assert said in answer.json()["error"]
+    assert "secret" not in answer.body.decode()
+
+
+def test_a_backend_can_be_asked_before_it_is_added(site: Stand, spare: FakeOllama) -> None:
+    told = call(site, "POST", "/backends/test", new(spare)).json()
+    assert (told["ok"], told["models"]) == (True, ["only-spare:latest", "tiny:latest"])
+    assert backend(site, "spare") is None
+    told = call(site, "POST", "/backends/test", {"name": "x", "url": "http://127.0.0.1:9"}).json()
+    assert told["ok"] is False
+    assert told["error"]
+
+
+def test_caravan_is_no_backend_of_itself(site: Stand) -> None:
+    answer = call(site, "POST", "/backends", {"name": "me", "url": site.url})
+    assert answer.status == 409, answer.body
+
+
+def test_a_drained_backend_ends_its_work_and_gets_no_more(site: Stand) -> None:
+    a, b = site.fakes
+    a.tokens, a.token_delay_s = 40, 0.02
+    body = json.dumps({"model": "tiny", "messages": [], "stream": True}).encode()
+    with RawClient(site.url) as client:
+        client.send_request("POST", "/api/chat", body, {"Content-Type": "application/json"})
+        head = client.read_head()
+        assert call(site, "PATCH", "/backends/a", {"draining": True}).json()["draining"] is True
+        site.tidy()
+        for _ in range(6):
+            assert site.post("/api/chat").lines()[-1]["done"]
+        assert site.counts("/api/chat") == [0, 6]
+        assert b'"done":true' in b"".join(client.iter_body(head))
+    assert mark(a) in listed(site.url), "it still lists what it holds"
+    assert call(site, "PATCH", "/backends/a", {"draining": False}).json()["draining"] is False
+    site.post("/api/chat")
+    assert a.count("/api/chat") == 1
+    assert [event["kind"] for event in events(site, "backend.")[:2]] == ["backend.undrained", "backend.drained"]
+    assert b.count("/api/chat") == 6
+
+
+def test_what_the_environment_says_is_changed_there(site: Stand) -> None:
+    for method, asked in (("PATCH", {"slots": 3}), ("DELETE", None)):
+        answer = call(site, method, "/backends/a", asked)
+        assert (answer.status, answer.json()["error"]) == (
+            409,
+            "a comes from the environment: change OLLAMA_BACKENDS, and start Caravan again",
+        )
+
+
+def test_a_backend_that_moves_is_learned_anew(site: Stand, spare: FakeOllama) -> None:
+    with FakeOllama("other", ["other"]) as other, added(site, spare):
+        told = call(site, "PATCH", "/backends/spare", {"url": other.url, "slots": 2, "auth_token": TOKEN}).json()
+        assert (told["url"], told["slots"], told["has_token"]) == (other.url, 2, True)
+        until(lambda: {"other:latest"} <= listed(site.url) and mark(spare) not in listed(site.url), "the new models")
+        told = call(site, "PATCH", "/backends/spare", {"auth_token": None}).json()
+        assert (told["slots"], told["has_token"]) == (2, False)
+
+
+def test_what_is_not_there_is_a_404(site: Stand) -> None:
+    for method, asked in (("PATCH", {"draining": True}), ("DELETE", None)):
+        answer = call(site, method, "/backends/nobody", asked)
+        assert (answer.status, answer.json()["error"]) == (404, "there is no backend of the name nobody")
+
+
+def test_an_operators_backend_survives_a_start(tmp_path: Path, spare: FakeOllama) -> None:
+    with stand(tmp_path, ["a"]) as first:
+        assert call(first, "POST", "/backends", new(spare)).status == 201
+    with stand(tmp_path, ["a"]) as again:
+        until(lambda: mark(spare) in listed(again.url), "it is there again")
+
+
+# -- what is odd ------------------------------------------------------------------------------------------
+
+
+def notices(site: Stand) -> dict[str, str]:
+    return {notice["kind"]: notice["text"] for notice in call(site, "GET", "/backends").json()["notices"]}
+
+
+def test_a_model_with_one_holder_is_told(site: Stand) -> None:
+    assert "only-a:latest, only-b:latest" in notices(site)["one-holder"]
+    assert "digest-drift" not in notices(site)
+
+
+def test_a_model_that_drifted_is_told(site: Stand) -> None:
+    before = site.fakes[1].store.get("tiny").digest
+    site.fakes[1].set_digest("tiny", "f" * 64)
+    try:
+        until(lambda: "tiny:latest" in notices(site).get("digest-drift", ""), "the drift is seen")
+        holders = {one["backend"]: one["is_current"] for one in model(site, "tiny")["holders"]}
+        assert holders == {"a": True, "b": False}
+    finally:
+        site.fakes[1].set_digest("tiny", before)
+
+
+def test_an_old_ollama_is_told(tmp_path: Path) -> None:
+    with stand(tmp_path, ["a"], CARAVAN_SAFE_VERSION="99.0.0") as made:
+        until(lambda: "a: an Ollama below 99.0.0" in notices(made).get("old-version", ""), "the version is seen")
+
+
+def test_changes_of_state_are_events(tmp_path: Path) -> None:
+    with stand(tmp_path) as made:
+        made.fakes[1].kill()
+        made.wait_unseen(made.fakes[1])
+        down = next(event for event in events(made, "backend.down"))
+        assert (down["who"], down["subject"], down["level"]) == ("caravan", "b", "warning")
+        made.fakes[1].restart()
+        made.wait_seen()
+        until(lambda: len([e for e in events(made, "backend.up") if e["subject"] == "b"]) == 2, "it is up again")
+
+
+# -- models -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_says_who_holds_it_and_what_it_can(site: Stand) -> None:
+    fetch(f"{site.url}/api/show", "POST", json={"model": "tiny"})
+    found = model(site, "tiny")
+    assert [holder["backend"] for holder in found["holders"]] == ["a", "b"]
+    assert found["capabilities"] == ["completion"]
+    assert found["context_length"] == 256
+    assert found["cache"]["stored_at"] is not None
+    assert found["size"] > 0
+
+
+def test_models_are_searched_and_come_in_pages(tmp_path: Path) -> None:
+    many = [FakeModel(f"model-{number:03}") for number in range(120)]
+    with stand(tmp_path, ["a"], models=many) as made:
+        first = call(made, "GET", "/models").json()
+        assert (len(first["models"]), first["total"], first["pages"]) == (50, 121, 3)
+        last = call(made, "GET", "/models?page=9").json()
+        assert (last["page"], len(last["models"])) == (3, 21)
+        found = call(made, "GET", "/models?query=MODEL-11").json()
+        assert [one["name"] for one in found["models"]] == [f"model-11{n}:latest" for n in range(10)]
+
+
+def test_a_pull_goes_to_the_backends_that_were_chosen(site: Stand) -> None:
+    site.tidy()
+    answer = call(site, "POST", "/models/pull", {"model": "fresh", "backends": ["b"]})
+    assert answer.lines()[-1] == {"status": "success"}
+    assert site.counts("/api/pull") == [0, 1]
+    assert [holder["backend"] for holder in model(site, "fresh")["holders"]] == ["b"]
+    assert call(site, "POST", "/models/delete", {"model": "fresh"}).status == 204
+    assert call(site, "GET", "/models?query=fresh").json()["total"] == 0
+    assert [event["kind"] for event in events(site, "model.")[:2]] == ["model.deleted", "model.pulled"]
+
+
+def test_a_pull_to_nobody_is_refused(site: Stand) -> None:
+    answer = call(site, "POST", "/models/pull", {"model": "fresh", "backends": ["nobody"]})
+    assert (answer.status, answer.json()["error"]) == (400, "no backend of that name: nobody")
+
+
+def test_a_copy_is_made_wherever_the_model_is(site: Stand) -> None:
+    assert call(site, "POST", "/models/copy", {"source": "tiny", "destination": "twin"}).status == 204
+    assert [holder["backend"] for holder in model(site, "twin")["holders"]] == ["a", "b"]
+    assert call(site, "POST", "/models/delete", {"model": "twin"}).status == 204
+
+
+def test_a_model_is_loaded_kept_and_unloaded_where_it_was_said(site: Stand) -> None:
+    site.tidy()
+    orders = {"load": [{"keep_alive_s": None}, {"keep_alive_s": 90}], "unload": [{}]}
+    for verb, variants in orders.items():
+        for more in variants:
+            assert call(site, "POST", f"/models/{verb}", {"model": "tiny", "backend": "b", **more}).status == 204
+    asked = [json.loads(request.body) for request in site.fakes[1].requests_for("/api/generate")]
+    assert [each["keep_alive"] for each in asked] == [-1, "90s", 0]
+    assert not site.fakes[0].count("/api/generate")
+
+
+def test_a_load_that_fails_says_why(site: Stand) -> None:
+    site.tidy()
+    site.fakes[1].fault("/api/generate", faults.Status(500, '{"error":"not enough memory"}'))
+    answer = call(site, "POST", "/models/load", {"model": "tiny", "backend": "b"})
+    assert (answer.status, answer.json()["error"]) == (409, "b refused with 500: not enough memory")
+    assert call(site, "POST", "/models/load", {"model": "tiny", "backend": "nobody"}).status == 404
+
+
+# -- pages that are open ----------------------------------------------------------------------------------
+
+
+def test_an_open_page_hears_of_a_change_through_any_worker(site: Stand) -> None:
+    with RawClient(site.url) as client:
+        client.send_request("GET", "/admin/live")
+        head = client.read_head()
+        pieces = client.iter_body(head)
+        assert b"retry" in next(pieces)
+        call(site, "PATCH", "/backends/b", {"draining": True})
+        assert b"event: changed" in next(pieces)
+    call(site, "PATCH", "/backends/b", {"draining": False})
+
+
+# -- settings ---------------------------------------------------------------------------------------------
+
+
+def test_settings_tell_where_they_came_from_and_no_secret(tmp_path: Path) -> None:
+    with gateway([], tmp_path, CARAVAN_ADMIN_KEY=ADMIN) as process:
+        answer = fetch(f"{process.url}/admin/api/settings", headers=bearer(ADMIN))
+    found = {setting["name"]: setting for setting in answer.json()["settings"]}
+    assert (found["CARAVAN_ADMIN_KEY"]["value"], found["CARAVAN_ADMIN_KEY"]["origin"]) == (
+        "(set, hidden)",
+        "environment",
+    )
+    assert found["CARAVAN_GRACE"]["origin"] == "default"
+    assert ADMIN.encode() not in answer.body
