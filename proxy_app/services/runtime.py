@@ -9,6 +9,8 @@ from proxy_app.routing.breaker import BreakerRules
 from proxy_app.routing.patience import Patience
 from proxy_app.services.access import Access
 from proxy_app.services.account import Account
+from proxy_app.services.admin.in_flight import InFlight
+from proxy_app.services.admin.traffic import Traffic
 from proxy_app.services.breakers import Breakers, Sharing
 from proxy_app.services.catalog import Catalog
 from proxy_app.services.documents import Documents
@@ -19,10 +21,12 @@ from proxy_app.services.limiter import Limiter
 from proxy_app.services.loads import Loads
 from proxy_app.services.relay import Relay
 from proxy_app.services.retries import RetryBudget
+from proxy_app.services.running import Runs
 from proxy_app.services.search import Parts
 from proxy_app.services.setup import open_registry
 from proxy_app.services.sightings import Sightings
 from proxy_app.services.store_ops import StoreOps
+from proxy_app.services.traffic import TrafficBook
 from proxy_app.services.usage import UsageBook
 from proxy_app.services.views import Views
 from proxy_app.services.visibility import Visibility
@@ -32,6 +36,7 @@ from proxy_app.store.cache import ShowCache
 from proxy_app.store.leases import LeaseKeeper
 from proxy_app.store.limits import LimitStore
 from proxy_app.store.redis import RedisGate
+from proxy_app.store.running import RunningBoard
 from proxy_app.upstream.body import BodyMemory
 from proxy_app.upstream.client import Limits, UpstreamClient
 from proxy_app.upstream.nets import Nets
@@ -58,6 +63,8 @@ class Runtime:
     key_use: KeyUse
     limiter: Limiter
     usage: UsageBook
+    traffic_book: TrafficBook
+    traffic: Traffic
     draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
 
@@ -75,15 +82,18 @@ class Runtime:
         parts = search_parts(settings, upstream, leases)
         limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.workers)
         usage = UsageBook(settings.data_dir, settings.usage_days)
+        runs, traffic_book = Runs(), TrafficBook(settings.data_dir)
         runtime = cls(
             settings=settings,
             reloader=reloader,
             access=access,
             views=Views(),
             catalog=Catalog(reloader, cache, Documents(cache, upstream, settings.connect_timeout_s), settings),
-            relay=Relay(reloader, parts, limiter, usage),
+            relay=Relay(reloader, parts, limiter, usage, runs, traffic_book),
             limiter=limiter,
             usage=usage,
+            traffic_book=traffic_book,
+            traffic=Traffic(InFlight(runs, RunningBoard(gate, settings.redis_prefix)), settings.data_dir),
             store=store_ops(settings, reloader, upstream),
             account=account(settings, reloader, upstream),
             guardian=Guardian(settings.data_dir),
@@ -99,7 +109,7 @@ class Runtime:
         return runtime
 
     def start(self) -> None:
-        for part in (self.reloader, self.sharing, self.key_use, self.usage):
+        for part in (self.reloader, self.sharing, self.key_use, self.usage, self.traffic_book, self.traffic):
             part.start()
         if self.settings.poll_interval_s > 0:
             self.guardian.start()
@@ -109,8 +119,17 @@ class Runtime:
         self.draining = True
         if self.settings.poll_interval_s > 0:
             self.guardian.close()
-        bookkeepers = (self.sharing, self.key_use, self.limiter, self.usage, self.catalog, self.store.visibility)
-        for part in (*bookkeepers, self.reloader, self.leases, self.upstream, self.gate):
+        bookkeepers = (self.sharing, self.key_use, self.limiter, self.usage, self.traffic_book)
+        for part in (
+            *bookkeepers,
+            self.traffic,
+            self.catalog,
+            self.store.visibility,
+            self.reloader,
+            self.leases,
+            self.upstream,
+            self.gate,
+        ):
             part.close()
 
 
