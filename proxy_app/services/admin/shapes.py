@@ -179,9 +179,14 @@ class ModelsView(Shape, kw_only=True, frozen=True):
 
 
 class Running(Shape, kw_only=True, frozen=True):
-    """A request that is being worked on. backend None: it still looks for one. tokens: that the client has got."""
+    """A request that is being worked on.
+
+    id: its own, for cancelling it. request_id: its X-Request-Id, which a client may have chosen.
+    backend None: it still looks for one. tokens: that the client has got.
+    """
 
     id: str
+    request_id: str
     route: str
     model: str
     key: str
@@ -194,11 +199,12 @@ class Running(Shape, kw_only=True, frozen=True):
 class Finished(Shape, kw_only=True, frozen=True):
     """A request that is over.
 
-    wait_s: until a backend was asked. first_byte_s, total_s: since it came. load_s: of that, loading the model.
+    id, request_id: as while it ran. first_byte_s, total_s: since it came. load_s: of that, loading the model.
     attempts: backends, in order. explanation: why it went the way it went, for people.
     """
 
     id: str
+    request_id: str
     at: float
     route: str
     model: str
