@@ -18,6 +18,8 @@ from proxy_app.web.units import count, iso, rate, seconds, utc
 WIDTH, HEIGHT = 600.0, 100.0
 # More colours than this nobody tells apart.
 MOST_KEYS = 5
+# Letters of a key's name in a legend.
+LONGEST_LABEL = 60
 # Bars leave a fifth of their room empty.
 BAR = 0.8
 
@@ -112,12 +114,16 @@ def _gpu(points: Sequence[Point]) -> Chart:
 def _by_key(points: Sequence[Point]) -> tuple[Series, ...]:
     """The keys that used most, and all others together."""
     names = dict.fromkeys(name for point in points for name in point.gpu_s)
-    each = [Series(name or "without a key", tuple(p.gpu_s.get(name, 0.0) for p in points)) for name in names]
+    each = [Series(_label(name), tuple(p.gpu_s.get(name, 0.0) for p in points)) for name in names]
     each.sort(key=lambda series: -series.total)
     first, rest = each[:MOST_KEYS], each[MOST_KEYS:]
     if rest:
         first.append(Series("all others", _sums(rest, len(points))))
     return tuple(first)
+
+
+def _label(name: str) -> str:
+    return (name if len(name) <= LONGEST_LABEL else f"{name[:LONGEST_LABEL]}…") or "without a key"
 
 
 def _sums(series: Iterable[Series], length: int) -> tuple[float, ...]:
@@ -190,7 +196,7 @@ _BODY = Markup(
     '<ul class="legend">{legend}</ul>'
     '<div class="plot"><div class="ys" aria-hidden="true"><span>{top}</span><span>{middle}</span><span>0</span></div>'
     '<svg viewBox="0 0 {width:.0f} {height:.0f}" preserveAspectRatio="none" role="img" aria-label="{said}">'
-    '<path class="grid" d="M0 0H{width:.0f}M0 {half:.0f}H{width:.0f}M0 {height:.0f}H{width:.0f}"/>{paths}</svg>'
+    '<path class="rules" d="M0 0H{width:.0f}M0 {half:.0f}H{width:.0f}M0 {height:.0f}H{width:.0f}"/>{paths}</svg>'
     '<div class="xs" aria-hidden="true">{marks}</div></div>'
     '<p class="readout" aria-hidden="true"></p>'
     '<details id="numbers-{name}"><summary>{title}: the numbers as a table</summary>'
