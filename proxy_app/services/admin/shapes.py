@@ -46,6 +46,7 @@ class BackendView(Shape, kw_only=True, frozen=True):
     origin: `env` backends follow the environment, `operator` ones are changed here.
     since: when its state began. latency_s: of the last poll that changed it. in_flight: requests of all workers.
     tokens_per_s, requests, errors: of the present hour's complete answers.
+    alone: live models that no other live backend holds, which would be gone with it; None: nobody counted them.
     """
 
     id: int
@@ -64,6 +65,7 @@ class BackendView(Shape, kw_only=True, frozen=True):
     in_flight: int
     breaker: Breaker
     models: int
+    alone: list[str] | None = None
     loaded: list[LoadedModel]
     tokens_per_s: float | None = None
     requests: int = 0
@@ -213,6 +215,7 @@ class Finished(Shape, kw_only=True, frozen=True):
     outcome: str
     attempts: list[str]
     backend: str | None = None
+    wait_s: float | None = None
     first_byte_s: float | None = None
     total_s: float
     load_s: float | None = None
