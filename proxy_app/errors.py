@@ -19,7 +19,8 @@
     │   ├── ModelNotFound      404
     │   ├── Missing            404, of what operators manage
     │   ├── Conflict           409
-    │   └── Unavailable        503 with Retry-After
+    │   ├── Unavailable        503 with Retry-After
+    │   └── Cancelled          503, and nothing that invites to another try
     └── UpstreamError          one backend failed one attempt
         ├── Unreachable        nothing was sent
         ├── ConnectionLost     it may have been sent; no answer began
@@ -29,7 +30,9 @@
             └── Silent           nothing more came in time
 
     ClientGone (BaseException) the client hung up: not an error of ours or of a backend
-    Stopping (BaseException)   the worker has to end, and its grace time is over
+    Interrupted (BaseException) what still runs is ended by Caravan, in words
+    ├── Stopping               the worker has to end, and its grace time is over
+    └── Cancelling             an operator ends this request
 
 `may_repeat` says whether another backend may get the same inference request: it changes no state, so it may be
 repeated until the first byte went to the client, unless the work may be nearly done.
@@ -236,6 +239,17 @@ class Unavailable(RequestError):
         self.retry_after_s = retry_after_s
 
 
+class Cancelled(RequestError):
+    """An operator ended the request before its answer began: whoever sends it again at once undoes that."""
+
+    status = 503
+    code = "cancelled"
+    headers = (("x-should-retry", "false"),)
+
+    def __init__(self) -> None:
+        super().__init__(Cancelling.told)
+
+
 class AllFailed(RequestError):
     """Every backend that was tried failed, and none left an answer worth showing."""
 
@@ -305,8 +319,31 @@ class ClientGone(BaseException):
     """
 
 
-class Stopping(BaseException):
-    """The worker ends now: what still runs is ended in words, before the arbiter ends it without.
+class Interrupted(BaseException):
+    """Caravan ends what still runs, in words.
 
     A `BaseException` for the same reason: it is thrown into whatever a request waits for.
+
+    Args:
+        outcome: the log's word for it.
+        told: what the client is told.
+        cuts_a_piece: was a piece half out? Nothing that is said now would be read as what it is.
     """
+
+    outcome: ClassVar[str]
+    told: ClassVar[str]
+    cuts_a_piece: bool = False
+
+
+class Stopping(Interrupted):
+    """The worker ends now, before the arbiter ends it without a word."""
+
+    outcome = "stopped"
+    told = "Caravan is being stopped: please try again"
+
+
+class Cancelling(Interrupted):
+    """An operator ends one request."""
+
+    outcome = "cancelled"
+    told = "an operator ended this request"

@@ -21,13 +21,18 @@ _NS_PER_MS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Args: gpu_ms: prompt and answer. load_ms: loading the model. is_exact: the backend said all of it."""
+    """Args:
+    gpu_ms: prompt and answer. out_ms: of that, the answer, where it is known apart.
+    load_ms: loading the model.
+    is_exact: the backend said all of it.
+    """
 
     tokens_in: int = 0
     tokens_out: int = 0
     gpu_ms: int = 0
     load_ms: int = 0
     is_exact: bool = True
+    out_ms: int = 0
 
     @property
     def tokens(self) -> int:
@@ -147,7 +152,8 @@ def _of_record(record: _Record) -> Spent | None:
         work_ns = record.total_duration - record.load_duration
     if record.prompt_eval_count or record.eval_count or work_ns:
         ms = (sane(work_ns // _NS_PER_MS), sane(record.load_duration // _NS_PER_MS))
-        return Spent(sane(record.prompt_eval_count), sane(record.eval_count), *ms)
+        out_ms = sane(record.eval_duration // _NS_PER_MS)
+        return Spent(sane(record.prompt_eval_count), sane(record.eval_count), *ms, out_ms=out_ms)
     return _of_usage(record)
 
 

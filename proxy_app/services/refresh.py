@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy_app.domain import Fleet, Health, Holding
+from proxy_app.domain import Backend, Fleet, Health, Holding
 from proxy_app.errors import CacheAway, Fenced, RegistryAway, RegistryDamaged, UpstreamTimeout
 from proxy_app.routing.health import Verdict, judge
 from proxy_app.services.admin.events import state_event
@@ -324,6 +324,16 @@ class Refresher:
             # Go on from what an earlier refresher wrote.
             self._known.setdefault(member.backend.id, _Known(Verdict(member.health.state), member.health))
         wanted = {member.backend.id: member.backend for member in self._fleet.members}
+        self._stop_pollers(wanted)
+        for backend_id, backend in wanted.items():
+            if backend_id not in self._pollers:
+                self._pollers[backend_id] = Poller(backend, self._settings, self._news.put)
+                if self._polls:
+                    self._pollers[backend_id].start()
+        self._hydrator.follow(self._fleet)
+
+    def _stop_pollers(self, wanted: Mapping[int, Backend]) -> None:
+        """Stop those whose backend is gone, or is asked otherwise now."""
         for backend_id, poller in list(self._pollers.items()):
             fresh = wanted.get(backend_id)
             if fresh is not None and poller.asks_as(fresh):
@@ -332,12 +342,6 @@ class Refresher:
             del self._pollers[backend_id]
             if fresh is None or fresh.url != poller.backend.url:
                 self._known.pop(backend_id, None)
-        for backend_id, backend in wanted.items():
-            if backend_id not in self._pollers:
-                self._pollers[backend_id] = Poller(backend, self._settings, self._news.put)
-                if self._polls:
-                    self._pollers[backend_id].start()
-        self._hydrator.follow(self._fleet)
 
     def _warn_of_drift(self, before: Fleet) -> None:
         known = before.drifted()

@@ -8,13 +8,23 @@ from proxy_app.dialects.endings import SSE
 from proxy_app.dialects.inference import CLOUD_DISABLED, InferenceRoute
 from proxy_app.dialects.usage import Spent, WithoutUsage, spent
 from proxy_app.domain import Buffer, Fleet, ModelName, parse_name
-from proxy_app.errors import ClientGone, CloudDisabled, RequestError, Stopping, Unavailable
+from proxy_app.errors import (
+    Cancelled,
+    Cancelling,
+    ClientGone,
+    CloudDisabled,
+    Interrupted,
+    RequestError,
+    Unavailable,
+)
 from proxy_app.routing import policy
 from proxy_app.services.access import fleet_for
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.limiter import Limiter, Ticket, limit_headers
 from proxy_app.services.relayed import STOPPING, Answer, RelayBody, Trace
+from proxy_app.services.running import Run, Runs
 from proxy_app.services.search import Asking, Parts, Search
+from proxy_app.services.traffic import TrafficBook
 from proxy_app.services.usage import UsageBook
 from proxy_app.upstream.client import Call
 
@@ -27,6 +37,8 @@ class Relay:
     parts: Parts
     limiter: Limiter
     usage: UsageBook
+    runs: Runs
+    traffic: TrafficBook
 
     def answer(self, asking: Asking, model: str) -> Answer:
         """Answer one request; the caller iterates the body and calls `close` whatever happens.
@@ -39,36 +51,47 @@ class Relay:
             ClientGone: the client hung up.
         """
         trace = Trace(asking.call.request_id, asking.route.path, model, asking.caller.key_id)
+        run = self.runs.begin(trace)
         ticket: Ticket | None = None
         answer: Answer | None = None
         try:
             ticket = self.limiter.admit(asking.caller, _size(asking.call))
-            with self.parts.budget.request(), asking.client.watch():
+            with self.parts.budget.request(), asking.client.watch(), run.waiting.exposed():
                 answer = self._search(asking, trace).run()
-        except (RequestError, ClientGone, Stopping) as exc:
-            raise self._told(exc, trace) from None
+        except (RequestError, ClientGone, Interrupted) as exc:
+            raise self._told(exc, run) from None
         finally:
-            if answer is None and ticket is not None:
-                ticket.settle(*_given_up(ticket, trace))
-        return self._billed(answer, asking, trace, ticket)
+            if answer is None:
+                self.runs.end(run)
+                if ticket is not None:
+                    ticket.settle(*_given_up(ticket, trace))
+        return self._billed(answer, asking, run, ticket)
 
-    def _told(self, exc: RequestError | ClientGone | Stopping, trace: Trace) -> BaseException:
+    def _told(self, exc: RequestError | ClientGone | Interrupted, run: Run) -> BaseException:
         """The log line of a request that failed, and what is raised for it."""
-        if isinstance(exc, Stopping):
-            exc = Unavailable(STOPPING, retry_after_s=1)
-        trace.fail(exc)
-        self.usage.note(trace, Spent())
+        if isinstance(exc, Interrupted):
+            exc = Cancelled() if isinstance(exc, Cancelling) else Unavailable(STOPPING, retry_after_s=1)
+        run.trace.fail(exc)
+        self._note(run, Spent())
         return exc
 
-    def _billed(self, answer: Answer, asking: Asking, trace: Trace, ticket: Ticket) -> Answer:
+    def _note(self, run: Run, spent: Spent) -> None:
+        """A request is over."""
+        self.runs.end(run)
+        self.usage.note(run.trace, spent)
+        self.traffic.note(run, spent)
+
+    def _billed(self, answer: Answer, asking: Asking, run: Run, ticket: Ticket) -> Answer:
         """See to it that what the answer costs is settled when it is over."""
+        trace = run.trace
 
         def bill(spent: Spent) -> None:
             ticket.settle(*_charged(ticket, trace, spent))
-            self.usage.note(trace, spent)
+            self._note(run, spent)
 
         if isinstance(answer.body, RelayBody):
-            answer.body.bill = bill
+            run.body = answer.body
+            answer.body.bill, answer.body.waiting = bill, run.waiting
             if asking.hides_usage and answer.body.kind.startswith(SSE):
                 answer.body.change = WithoutUsage()
         else:

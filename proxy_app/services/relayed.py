@@ -14,8 +14,9 @@ from typing import Protocol
 from proxy_app.dialects.endings import is_ended, is_stream, record_end
 from proxy_app.dialects.errors import Dialect, error_record
 from proxy_app.dialects.usage import Spent, spent, token_mark
-from proxy_app.errors import ClientGone, RequestError, Stopping, Truncated
+from proxy_app.errors import ClientGone, Interrupted, RequestError, Stopping, Truncated
 from proxy_app.store.leases import Lease
+from proxy_app.upstream.aside import Interruptible
 from proxy_app.upstream.headers import to_client
 from proxy_app.upstream.records import LastRecord
 from proxy_app.upstream.stream import Upstream
@@ -23,7 +24,7 @@ from proxy_app.upstream.stream import Upstream
 log = logging.getLogger(__name__)
 access = logging.getLogger("caravan.access")
 
-STOPPING = "Caravan is being stopped: please try again"
+STOPPING = Stopping.told
 # A valid name is shorter; the rest of an invalid one is nobody's interest.
 LOGGED_NAME = 300
 
@@ -46,7 +47,8 @@ class Client(Protocol):
 class Trace:
     """What happened to one request: the fields of its log line. Times in seconds.
 
-    `is_listed`: the model is one that backends list, not just a name that somebody wrote.
+    `is_listed`: the model is one that backends list, not just a name that somebody wrote. `reasons`: why the attempts
+    failed, in their order; the last attempt has none while nothing is wrong with it.
     """
 
     request_id: str
@@ -59,6 +61,7 @@ class Trace:
     started: float = field(default_factory=time.monotonic)
     first_byte_s: float | None = None
     is_listed: bool = False
+    reasons: list[str] = field(default_factory=list)
 
     @property
     def elapsed_s(self) -> float:
@@ -111,6 +114,7 @@ class RelayBody(Iterator[bytes]):
         succeeded, failed: one of them is called, where the answer ends well or the backend breaks off.
         bill: is told at the end what the answer cost.
         change: what is done to each piece before it goes out.
+        waiting: lets others end it.
     """
 
     dialect: Dialect
@@ -123,6 +127,7 @@ class RelayBody(Iterator[bytes]):
     failed: Callable[[], None]
     bill: Callable[[Spent], None] = lambda _: None
     change: Callable[[bytes], bytes] | None = None
+    waiting: Interruptible = field(default_factory=Interruptible)
     ended: bool = False
     closed: bool = False
     is_settled: bool = False
@@ -143,13 +148,15 @@ class RelayBody(Iterator[bytes]):
         if self.ended:
             raise StopIteration
         try:
-            return self._move() or self._finish()
+            with self.waiting.exposed():
+                piece = self._move()
+            return piece or self._finish()
         except Truncated as exc:
             log.warning("%s: cut by %s: %s", self.trace.request_id, self.trace.attempts[-1], exc)
             self.failed()
             return self._broken(exc.code, exc.told)
-        except Stopping:
-            return self._broken("stopped", STOPPING)
+        except Interrupted as exc:
+            return self._broken(exc.outcome, exc.told, cuts_a_piece=exc.cuts_a_piece)
         except ClientGone:
             raise _hang_up("the client hung up") from None
 
@@ -158,11 +165,15 @@ class RelayBody(Iterator[bytes]):
             return
         self.closed = True
         try:
-            self.lease.release()
-            self.upstream.close()
+            self.free()
             self.trace.write()
         finally:
             self._settle()
+
+    def free(self) -> None:
+        """Let the backend go. Idempotent."""
+        self.lease.release()
+        self.upstream.close()
 
     @property
     def is_sized(self) -> bool:
@@ -198,7 +209,8 @@ class RelayBody(Iterator[bytes]):
         if found.gpu_ms:
             return found
         first_s = self.trace.first_byte_s or 0.0
-        return replace(found, gpu_ms=int((self.trace.elapsed_s - first_s) * 1000), is_exact=False)
+        out_ms = int((self.trace.elapsed_s - first_s) * 1000)
+        return replace(found, gpu_ms=out_ms, out_ms=out_ms, is_exact=False)
 
     def _finish(self) -> bytes:
         """The body has ended; where a stream's last record does not say so, it was cut all the same."""
@@ -210,9 +222,13 @@ class RelayBody(Iterator[bytes]):
         self._settle()
         raise StopIteration
 
-    def _broken(self, outcome: str, message: str) -> bytes:
+    def _broken(self, outcome: str, message: str, *, cuts_a_piece: bool = False) -> bytes:
         """Say in the stream that it broke; where its framing has no room for that, break the connection."""
         self._end(outcome)
+        # The client may not take what is said to it for long.
+        self.free()
+        if cuts_a_piece:
+            raise _hang_up(message)
         record = error_record(self.dialect, self.kind, message, self.record.tail)
         # Of an announced length, a record would pass for the rest of the answer.
         if record is None or self.is_sized:

@@ -12,10 +12,12 @@ from proxy_app.services.account import Account
 from proxy_app.services.admin.backends import BackendAdmin
 from proxy_app.services.admin.events import EventBook
 from proxy_app.services.admin.fleet import FleetDesk
+from proxy_app.services.admin.in_flight import InFlight
 from proxy_app.services.admin.keys import KeyDesk
 from proxy_app.services.admin.models import ModelDesk
 from proxy_app.services.admin.office import Office
 from proxy_app.services.admin.sessions import Sessions
+from proxy_app.services.admin.traffic import Traffic
 from proxy_app.services.breakers import Breakers, Sharing
 from proxy_app.services.catalog import Catalog
 from proxy_app.services.desk import RegistryDesk
@@ -27,10 +29,12 @@ from proxy_app.services.limiter import Limiter
 from proxy_app.services.loads import Loads
 from proxy_app.services.relay import Relay
 from proxy_app.services.retries import RetryBudget
+from proxy_app.services.running import Runs
 from proxy_app.services.search import Parts
 from proxy_app.services.setup import open_registry
 from proxy_app.services.sightings import Sightings
 from proxy_app.services.store_ops import StoreOps
+from proxy_app.services.traffic import TrafficBook
 from proxy_app.services.usage import UsageBook
 from proxy_app.services.views import Views
 from proxy_app.services.visibility import Visibility
@@ -40,6 +44,7 @@ from proxy_app.store.cache import ShowCache
 from proxy_app.store.leases import LeaseKeeper
 from proxy_app.store.limits import LimitStore
 from proxy_app.store.redis import RedisGate
+from proxy_app.store.running import RunningBoard
 from proxy_app.upstream.body import BodyMemory
 from proxy_app.upstream.client import Limits, UpstreamClient
 from proxy_app.upstream.nets import Nets
@@ -66,9 +71,14 @@ class Runtime:
     key_use: KeyUse
     limiter: Limiter
     usage: UsageBook
-    admin: Office
+    traffic_book: TrafficBook
+    traffic: Traffic
     draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
+    admin: Office = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admin = office(self)
 
     @property
     def age_s(self) -> float:
@@ -84,20 +94,19 @@ class Runtime:
         parts = search_parts(settings, upstream, leases)
         limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.workers)
         usage = UsageBook(settings.data_dir, settings.usage_days)
-        catalog = Catalog(reloader, cache, Documents(cache, upstream, settings.connect_timeout_s), settings)
-        store = store_ops(settings, reloader, upstream)
-        relay = Relay(reloader, parts, limiter, usage)
+        runs, traffic_book = Runs(), TrafficBook(settings.data_dir)
         runtime = cls(
             settings=settings,
             reloader=reloader,
             access=access,
             views=Views(),
-            catalog=catalog,
-            relay=relay,
+            catalog=Catalog(reloader, cache, Documents(cache, upstream, settings.connect_timeout_s), settings),
+            relay=Relay(reloader, parts, limiter, usage, runs, traffic_book),
             limiter=limiter,
             usage=usage,
-            store=store,
-            admin=office(settings, access, relay, catalog, store),
+            traffic_book=traffic_book,
+            traffic=Traffic(InFlight(runs, RunningBoard(gate, settings.redis_prefix)), settings.data_dir),
+            store=store_ops(settings, reloader, upstream),
             account=account(settings, reloader, upstream),
             guardian=Guardian(settings.data_dir),
             gate=gate,
@@ -112,7 +121,7 @@ class Runtime:
         return runtime
 
     def start(self) -> None:
-        for part in (self.reloader, self.sharing, self.key_use, self.usage):
+        for part in (self.reloader, self.sharing, self.key_use, self.usage, self.traffic_book, self.traffic):
             part.start()
         if self.settings.poll_interval_s > 0:
             self.guardian.start()
@@ -122,16 +131,9 @@ class Runtime:
         self.draining = True
         if self.settings.poll_interval_s > 0:
             self.guardian.close()
-        bookkeepers = (
-            self.sharing,
-            self.key_use,
-            self.limiter,
-            self.usage,
-            self.catalog,
-            self.store.visibility,
-            self.admin,
-        )
-        for part in (*bookkeepers, self.admin, self.reloader, self.leases, self.upstream, self.gate):
+        bookkeepers = (self.sharing, self.key_use, self.limiter, self.usage, self.traffic_book)
+        users = (self.traffic, self.admin, self.catalog, self.store.visibility, self.reloader)
+        for part in (*bookkeepers, *users, self.leases, self.upstream, self.gate):
             part.close()
 
 
@@ -155,19 +157,21 @@ def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamCli
     return StoreOps(reloader, upstream, Visibility(settings.data_dir, sightings), limits, settings.pull_to)
 
 
-def office(settings: Settings, access: Access, relay: Relay, catalog: Catalog, store: StoreOps) -> Office:
-    desk, reloader, parts = RegistryDesk(settings.data_dir, busy_s=0.05), relay.reloader, relay.parts
+def office(services: Runtime) -> Office:
+    settings, reloader, parts = services.settings, services.reloader, services.relay.parts
+    desk = RegistryDesk(settings.data_dir, busy_s=0.05)
     events = EventBook(desk)
     loading = Limits(settings.connect_timeout_s, settings.load_timeout_s, settings.load_timeout_s)
     return Office(
         server=settings,
         desk=desk,
-        sessions=Sessions(settings, access, desk, relay.limiter),
-        backends=BackendAdmin(settings, reloader, desk, store.visibility, events),
+        sessions=Sessions(settings, services.access, desk, services.limiter),
+        backends=BackendAdmin(settings, reloader, desk, services.store.visibility, events),
         fleet_desk=FleetDesk(settings, reloader, desk, parts.leases, parts.breakers),
-        model_desk=ModelDesk(reloader, catalog, store, parts.upstream, loading, events),
+        model_desk=ModelDesk(reloader, services.catalog, services.store, parts.upstream, loading, events),
         key_desk=KeyDesk(settings, desk, events),
         event_book=events,
+        traffic_desk=services.traffic,
     )
 
 

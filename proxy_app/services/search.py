@@ -46,6 +46,21 @@ ERROR_BYTES = 256 << 10
 # A first record longer than this is no error record.
 RECORD_BYTES = 64 << 10
 
+# Why an attempt failed, for people: by the code of its error, and by what its answer means.
+_REASONS = {
+    "unreachable": "could not be reached",
+    "connection_lost": "broke the connection",
+    "upstream_timeout": "did not begin to answer in time",
+    "truncated": "broke off before its answer had begun",
+    "silent": "fell silent before its answer had begun",
+}
+_VERDICTS = {
+    Verdict.BUSY: "was busy",
+    Verdict.FAILED: "failed",
+    Verdict.MISSING: "had lost the model",
+    Verdict.MISCONFIGURED: "refused Caravan",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -196,6 +211,7 @@ class Search:
             RequestError: it must not be repeated.
         """
         log.info("%s: %s", self.trace.request_id, exc)
+        self.trace.reasons.append(_REASONS.get(exc.code, "gave no good answer"))
         if isinstance(exc, (Unreachable, ConnectionLost)):
             self.parts.breakers.lost(attempt.pair, refused=isinstance(exc, Unreachable))
         else:
@@ -210,6 +226,7 @@ class Search:
         kind = upstream.readable_type
         first = _first_record(upstream) if is_stream(upstream.content_type) else upstream.read_up_to(WHOLE_BYTES)
         if is_error(first):
+            self.trace.reasons.append("began its answer with an error")
             return self._judge_failure(_keep(attempt, upstream, Verdict.FAILED, first))
         if (is_stream(kind) or upstream.is_complete) and not is_possible(kind, first):
             raise BadAnswer(f"{self.trace.attempts[-1]}: what it calls {kind} is none")
@@ -228,6 +245,7 @@ class Search:
             if upstream.status == 404 and not self.asking.caller.is_told_of_absence:
                 raise Hidden(self.trace.model)
             return self._release(attempt, upstream, body)
+        self.trace.reasons.append(f"{_VERDICTS[verdict]} ({upstream.status})")
         kept = _keep(attempt, upstream, verdict, body)
         if verdict is Verdict.FAILED:
             return self._judge_failure(kept)

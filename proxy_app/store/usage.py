@@ -47,6 +47,10 @@ _ADD = (
     f"VALUES ({', '.join('?' * (len(UsageKey._fields) + len(_SUMS)))}) "
     f"ON CONFLICT ({_KEYS}) DO UPDATE SET {', '.join(f'{name} = {name} + excluded.{name}' for name in _SUMS)}"
 )
+_GPU = (
+    "SELECT hour / :step * :step, key_id, sum(gpu_ms) FROM usage WHERE hour >= :start AND gpu_ms > 0 "
+    "GROUP BY 1, 2 ORDER BY 1, 2"
+)
 
 
 class UsageStore:
@@ -61,6 +65,15 @@ class UsageStore:
             for key, tally in tallies.items():
                 db.execute(_ADD, [*key, *(getattr(tally, name) for name in _SUMS)])
             db.execute("DELETE FROM usage WHERE hour < ?", [forget_before])
+
+    def gpu_ms(self, start: int, step_s: int) -> list[tuple[int, str, int]]:
+        """GPU milliseconds of each key: the first second of a step, the key's id, the sum.
+
+        Args:
+            start: an hour. step_s: a number of hours.
+        """
+        with self._registry.reading() as db:
+            return db.execute(_GPU, {"start": start, "step": step_s}).fetchall()
 
     def since(self, start: int) -> list[tuple[UsageKey, Tally]]:
         """All rows from an hour on, oldest first."""

@@ -1,14 +1,15 @@
-"""Work that goes on beside the greenlet that waits for it."""
+"""Work that goes on beside the greenlet that waits for it, and waiting that somebody else may end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import gevent
-from gevent import Greenlet, GreenletExit
+from gevent import Greenlet, GreenletExit, getcurrent
 
-from proxy_app.errors import ClientGone
+from proxy_app.errors import ClientGone, Interrupted
 
 T = TypeVar("T")
 
@@ -50,3 +51,49 @@ class Aside(Generic[T]):
             self.value = work()
         except BaseException as exc:  # `result` raises it
             self._error = exc
+
+
+class Interruptible:
+    """What one request does, which others may end where it waits. Owned by: the request.
+
+    Only what is `exposed` is ended: a greenlet that has gone on to other work must never get what was meant for this.
+    """
+
+    __slots__ = ("_cause", "_hub", "_waiting")
+
+    def __init__(self) -> None:
+        self._cause: Interrupted | None = None
+        self._waiting: Any = None
+        self._hub: Any = None
+
+    @property
+    def is_interrupted(self) -> bool:
+        return self._cause is not None
+
+    @property
+    def is_exposed(self) -> bool:
+        return self._waiting is not None
+
+    @contextmanager
+    def exposed(self) -> Iterator[None]:
+        """Raise what `interrupt` says in the greenlet inside, also where that was said before."""
+        if self._cause is not None:
+            raise self._cause
+        self._hub, self._waiting = gevent.get_hub(), getcurrent()
+        try:
+            yield
+        finally:
+            self._waiting = None
+
+    def interrupt(self, cause: Interrupted) -> None:
+        """End it; the first cause counts."""
+        if self._cause is None:
+            self._cause = cause
+            if self._waiting is not None:
+                self._hub.loop.run_callback_threadsafe(self._throw)
+
+    def _throw(self) -> None:
+        """Called by the hub: in that moment the greenlet waits, or has left."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.throw(self._cause)

@@ -17,7 +17,7 @@ import gevent.socket
 import urllib3
 from gevent.event import AsyncResult
 
-from proxy_app.errors import BadAnswer, ClientGone, Silent, Stopping, Truncated, UpstreamError
+from proxy_app.errors import BadAnswer, ClientGone, Interrupted, Silent, Truncated, UpstreamError
 from proxy_app.upstream.framing import Chunked, Framing, Sized, chunk, framing_of
 from proxy_app.upstream.headers import clean_reason
 from proxy_app.upstream.records import LastRecord
@@ -187,10 +187,8 @@ class _Pump:
             self._readable.start(self._on_readable)
             self._hung_up.start(self._on_client)
             failure = self._wait()
-        except Stopping:
-            if self._pending:
-                # A piece is half out: nothing that is said now would be read as what it is.
-                raise ClientGone from None
+        except Interrupted as exc:
+            exc.cuts_a_piece = bool(self._pending)
             raise
         finally:
             for watcher in (self._readable, self._writable, self._hung_up):

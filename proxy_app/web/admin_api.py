@@ -91,6 +91,12 @@ class EventsQuery(Order, kw_only=True, frozen=True):
     before: Annotated[int, Meta(ge=1, le=2**53)] | None = None
 
 
+class ChartsQuery(Order, kw_only=True, frozen=True):
+    """span_s: how far back, an hour to 30 days."""
+
+    span_s: Annotated[float, Meta(ge=3600, le=30 * DAY_S)] = 3600.0
+
+
 class UsageQuery(Order, kw_only=True, frozen=True):
     """since_s: how far back, in seconds. by: what is counted apart."""
 
@@ -217,6 +223,18 @@ def _done(answer: Answer) -> Raw | None:
     return None
 
 
+def _requests(office: Office) -> shapes.TrafficView:
+    return office.traffic()
+
+
+def _cancel(office: Office, run_id: str) -> None:
+    office.cancel(run_id, g.caller.key_id)
+
+
+def _charts(office: Office, query: ChartsQuery) -> shapes.ChartView:
+    return office.chart(query.span_s)
+
+
 def _keys(office: Office) -> shapes.KeysView:
     return office.keys()
 
@@ -320,6 +338,9 @@ ENDPOINTS = (
     Endpoint("POST", "/models/delete", _delete, "Delete a model everywhere.", takes=ModelOrder, status=204),
     Endpoint("POST", "/models/load", _load, "Load a model into a backend's memory.", takes=LoadOrder, status=204),
     Endpoint("POST", "/models/unload", _unload, "Take a model out of memory.", takes=UnloadOrder, status=204),
+    Endpoint("GET", "/requests", _requests, "What runs now, and what has ended.", shapes.TrafficView),
+    Endpoint("DELETE", "/requests/<run_id>", _cancel, "End a running request.", status=204),
+    Endpoint("GET", "/charts", _charts, "The traffic of a time, in steps.", shapes.ChartView, query=ChartsQuery),
     Endpoint("GET", "/keys", _keys, "All keys, without their secrets.", shapes.KeysView),
     Endpoint("POST", "/keys", _create_key, "Make a key.", shapes.MadeKey, takes=shapes.NewKey, status=201),
     Endpoint("GET", "/keys/<key_id>", _key, "One key.", shapes.KeyView),

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from proxy_app.dialects.errors import JSON, Dialect, error_body
 from proxy_app.domain import Listing
-from proxy_app.errors import CloudDisabled, Limited, RequestError, Unauthorized, Unavailable
+from proxy_app.errors import Cancelled, CloudDisabled, Limited, RequestError, Unauthorized, Unavailable
 from proxy_app.services.runtime import Runtime
 
 Pairs = Iterable[tuple[str, str]]
@@ -68,7 +68,7 @@ def error_answer(error: RequestError, dialect: Dialect) -> Raw:
     headers = []
     if isinstance(error, (Unavailable, Limited)):
         headers.append(("Retry-After", str(error.retry_after_s)))
-    if isinstance(error, Limited):
+    if isinstance(error, (Limited, Cancelled)):
         headers += error.headers
     if isinstance(error, Unauthorized):
         headers.append(("WWW-Authenticate", 'Bearer realm="caravan"'))

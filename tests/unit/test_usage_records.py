@@ -24,7 +24,7 @@ METRICS = {
     "eval_duration": 40000000,
 }
 USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
-NATIVE = Spent(7, 4, 52, 523)
+NATIVE = Spent(7, 4, 52, 523, out_ms=40)
 OTHER = Spent(7, 4, is_exact=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proxy_app.errors import Missing
 from proxy_app.services.admin import settings as settings_desk
 from proxy_app.services.admin.backends import BackendAdmin
 from proxy_app.services.admin.events import EventBook
@@ -13,14 +14,17 @@ from proxy_app.services.admin.keys import KeyDesk
 from proxy_app.services.admin.models import ModelDesk
 from proxy_app.services.admin.sessions import Sessions
 from proxy_app.services.admin.shapes import (
+    ChartView,
     EventsView,
     FleetView,
     KeysView,
     ModelsView,
     SettingsView,
+    TrafficView,
     UsageRow,
     UsageView,
 )
+from proxy_app.services.admin.traffic import Traffic
 from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.usage_report import sums
 from proxy_app.settings import Settings
@@ -40,12 +44,26 @@ class Office:
     model_desk: ModelDesk
     key_desk: KeyDesk
     event_book: EventBook
+    traffic_desk: Traffic
 
     def fleet(self) -> FleetView:
         return self.fleet_desk.view()
 
     def models(self, query: str, page: int) -> ModelsView:
         return self.model_desk.page(query, page)
+
+    def traffic(self) -> TrafficView:
+        running, is_partial = self.traffic_desk.running()
+        return TrafficView(running=running, finished=self.traffic_desk.finished(), is_partial=is_partial)
+
+    def chart(self, span_s: float) -> ChartView:
+        return self.traffic_desk.chart(span_s)
+
+    def cancel(self, run_id: str, who: str) -> None:
+        """End a running request. Raises: Missing: nobody has it (any more)."""
+        if not self.traffic_desk.cancel(run_id):
+            raise Missing("that request has ended already")
+        self.event_book.note("request.cancelled", who, run_id, "a running request was ended", "warning")
 
     def keys(self) -> KeysView:
         return self.key_desk.view()
@@ -78,7 +96,8 @@ class Office:
         """Something that is not the same when a page would look different."""
         fleet = self.fleet_desk.reloader.fleet
         in_flight = tuple(self.fleet_desk.leases.totals(list(fleet.by_id)).items())
-        return fleet.generation, in_flight, self.desk.run(lambda registry: EventStore(registry).last_id())
+        running = tuple(one.id for one in self.traffic_desk.running()[0])
+        return fleet.generation, in_flight, running, self.desk.run(lambda registry: EventStore(registry).last_id())
 
     def close(self) -> None:
         self.desk.close()

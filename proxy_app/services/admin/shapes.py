@@ -46,6 +46,7 @@ class BackendView(Shape, kw_only=True, frozen=True):
     origin: `env` backends follow the environment, `operator` ones are changed here.
     since: when its state began. latency_s: of the last poll that changed it. in_flight: requests of all workers.
     tokens_per_s, requests, errors: of the present hour's complete answers.
+    alone: live models that no other live backend holds, which would be gone with it; None: nobody counted them.
     """
 
     id: int
@@ -64,6 +65,7 @@ class BackendView(Shape, kw_only=True, frozen=True):
     in_flight: int
     breaker: Breaker
     models: int
+    alone: list[str] | None = None
     loaded: list[LoadedModel]
     tokens_per_s: float | None = None
     requests: int = 0
@@ -179,9 +181,14 @@ class ModelsView(Shape, kw_only=True, frozen=True):
 
 
 class Running(Shape, kw_only=True, frozen=True):
-    """A request that is being worked on. backend None: it still looks for one. tokens: that the client has got."""
+    """A request that is being worked on.
+
+    id: its own, for cancelling it. request_id: its X-Request-Id, which a client may have chosen.
+    backend None: it still looks for one. tokens: that the client has got.
+    """
 
     id: str
+    request_id: str
     route: str
     model: str
     key: str
@@ -194,11 +201,12 @@ class Running(Shape, kw_only=True, frozen=True):
 class Finished(Shape, kw_only=True, frozen=True):
     """A request that is over.
 
-    wait_s: until a backend was asked. first_byte_s, total_s: since it came. load_s: of that, loading the model.
+    id, request_id: as while it ran. first_byte_s, total_s: since it came. load_s: of that, loading the model.
     attempts: backends, in order. explanation: why it went the way it went, for people.
     """
 
     id: str
+    request_id: str
     at: float
     route: str
     model: str
@@ -207,6 +215,7 @@ class Finished(Shape, kw_only=True, frozen=True):
     outcome: str
     attempts: list[str]
     backend: str | None = None
+    wait_s: float | None = None
     first_byte_s: float | None = None
     total_s: float
     load_s: float | None = None
