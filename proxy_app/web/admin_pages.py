@@ -1,4 +1,4 @@
-"""The admin pages: what an operator sees of the fleet, and steers it with. What they change goes through the JSON API."""
+"""The admin pages: what an operator sees of the fleet, and steers it with. All changes go through the JSON API."""
 
 from __future__ import annotations
 
@@ -66,18 +66,15 @@ def models() -> Raw:
 def traffic() -> Raw:
     span_s = _number("span")
     span_s = span_s if span_s in dict(SPANS) else SPANS[0][0]
-    return _page(
-        "traffic", traffic=runtime().admin.traffic(), charts=charts(runtime().admin.chart(span_s)), span_s=span_s
-    )
+    office = runtime().admin
+    return _page("traffic", traffic=office.traffic(), charts=charts(office.chart(span_s)), span_s=span_s)
 
 
 def keys() -> Raw:
     office = runtime().admin
     usage, example = office.usage(USAGE_S, USAGE_BY), _example(office.models("", 1))
     csv = "/admin/api/usage.csv?" + urlencode([("since_s", int(USAGE_S)), *(("by", name) for name in USAGE_BY)])
-    return _page(
-        "keys", keys=runtime().admin.keys().keys, usage=usage, csv=csv, model=_example(runtime().admin.models("", 1))
-    )
+    return _page("keys", keys=office.keys().keys, usage=usage, csv=csv, model=example)
 
 
 def events() -> Raw:
@@ -90,7 +87,7 @@ def settings() -> Raw:
 
 
 def login() -> Raw:
-    """Needs no key. After it comes the page `next`, if that is one of ours: a link from elsewhere leads nowhere else."""
+    """Needs no key. After it comes the page `next`, if that is one of ours: a link of others leads nowhere else."""
     wanted = request.args.get("next", "")
     is_ours = wanted.partition("?")[0] in {path for _, path, _ in NAV}
     return _page("login", next=wanted if is_ours else "/admin/")
