@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 
 from conformance.fakes.ollama import FakeModel, FakeOllama
@@ -150,6 +151,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes says something of the machine.
+    hypothesis.settings.register_profile("caravan", deadline=None)
+    hypothesis.settings.load_profile("caravan")
     config.addinivalue_line("markers", "leaky: the test may leave threads or sockets behind")
     config.addinivalue_line(
         "markers", "alone: the test watches the clock, or uses up the machine: nothing runs beside it"

@@ -313,7 +313,7 @@ def _logout(office: Office) -> Raw:
 
 def _logout_all(office: Office) -> Raw:
     count = office.sessions.logout_all()
-    office.event_book.note("login.ended", g.caller.key_id, "everybody", f"{count} logins were ended", "warning")
+    office.event_book.note("session.ended", g.caller.key_id, "everybody", f"{count} logins were ended", "warning")
     return Raw(b"", 204, [("Set-Cookie", _cookie("", 0))])
 
 

@@ -1,4 +1,4 @@
-"""The admin pages: what an operator sees of the fleet, and steers it with. What a page changes goes through the JSON API."""
+"""The admin pages: what an operator sees of the fleet, and steers it with. All changes go through the JSON API."""
 
 from __future__ import annotations
 
@@ -6,28 +6,18 @@ import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode
 
-from flask import current_app, g, render_template, request
+from flask import g, render_template, request
 from werkzeug.exceptions import NotFound
 
-from proxy_app.services.admin.shapes import (
-    ChartView,
-    EventsView,
-    FleetView,
-    KeysView,
-    ModelsView,
-    ModelView,
-    SettingsView,
-    TrafficView,
-    UsageView,
-)
+from proxy_app.services.admin.shapes import ModelsView, ModelView
 from proxy_app.store.redis import unix_now
 from proxy_app.web import units
 from proxy_app.web.charts import charts
 from proxy_app.web.hosts import is_this_machine
-from proxy_app.web.respond import Pairs, Raw
+from proxy_app.web.respond import Pairs, Raw, runtime
 
 NAV = (
     ("fleet", "/admin/", "Fleet"),
@@ -52,17 +42,6 @@ USAGE_BY = ("key", "model")
 # A model's name goes into lines that people paste into a shell; backends are not trusted to name theirs well.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}")
 
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-SAFETY = (
-    ("Content-Security-Policy", CSP),
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
-    ("Cross-Origin-Opener-Policy", "same-origin"),
-    ("Referrer-Policy", "same-origin"),
-)
 _ASSETS = {
     "admin.css": "text/css; charset=utf-8",
     "admin.js": "text/javascript; charset=utf-8",
@@ -71,55 +50,44 @@ _ASSETS = {
 _STATIC = Path(__file__).parent / "static"
 
 
-class Reader(Protocol):
-    """What the pages ask for their content."""
-
-    def fleet(self) -> FleetView: ...
-    def models(self, query: str, page: int) -> ModelsView: ...
-    def traffic(self) -> TrafficView: ...
-    def chart(self, span_s: float) -> ChartView: ...
-    def keys(self) -> KeysView: ...
-    def events(self, kind: str, before: int | None) -> EventsView: ...
-    def settings(self) -> SettingsView: ...
-    def usage(self, since_s: float, by: tuple[str, ...]) -> UsageView: ...
-
-
 # -- pages -----------------------------------------------------------------------------------------
 
 
 def fleet() -> Raw:
-    return _page("fleet", fleet=_reader().fleet())
+    return _page("fleet", fleet=runtime().admin.fleet())
 
 
 def models() -> Raw:
-    found = _reader().models(request.args.get("query", "").strip(), max(_number("page") or 1, 1))
-    names = [backend.name for backend in _reader().fleet().backends]
+    found = runtime().admin.models(request.args.get("query", "").strip(), max(_number("page") or 1, 1))
+    names = [backend.name for backend in runtime().admin.fleet().backends]
     return _page("models", found=found, backends=names)
 
 
 def traffic() -> Raw:
     span_s = _number("span")
     span_s = span_s if span_s in dict(SPANS) else SPANS[0][0]
-    return _page("traffic", traffic=_reader().traffic(), charts=charts(_reader().chart(span_s)), span_s=span_s)
+    office = runtime().admin
+    return _page("traffic", traffic=office.traffic(), charts=charts(office.chart(span_s)), span_s=span_s)
 
 
 def keys() -> Raw:
-    usage = _reader().usage(USAGE_S, USAGE_BY)
+    office = runtime().admin
+    usage, example = office.usage(USAGE_S, USAGE_BY), _example(office.models("", 1))
     csv = "/admin/api/usage.csv?" + urlencode([("since_s", int(USAGE_S)), *(("by", name) for name in USAGE_BY)])
-    return _page("keys", keys=_reader().keys().keys, usage=usage, csv=csv, model=_example(_reader().models("", 1)))
+    return _page("keys", keys=office.keys().keys, usage=usage, csv=csv, model=example)
 
 
 def events() -> Raw:
     kind, before = request.args.get("kind", "").strip(), _number("before")
-    return _page("events", found=_reader().events(kind, before), kind=kind, before=before)
+    return _page("events", found=runtime().admin.events(kind, before), kind=kind, before=before)
 
 
 def settings() -> Raw:
-    return _page("settings", settings=_reader().settings().settings)
+    return _page("settings", settings=runtime().admin.settings().settings)
 
 
 def login() -> Raw:
-    """Needs no key. After it, the page goes to `next`, if that is one of ours: a foreign link must lead nowhere else."""
+    """Needs no key. After it comes the page `next`, if that is one of ours: a link of others leads nowhere else."""
     wanted = request.args.get("next", "")
     is_ours = wanted.partition("?")[0] in {path for _, path, _ in NAV}
     return _page("login", next=wanted if is_ours else "/admin/")
@@ -133,15 +101,10 @@ def asset(name: str) -> Raw:
     is_current = request.args.get("v") == _version(name)
     keeping = "public, max-age=31536000, immutable" if is_current else "no-cache"
     headers = [("Content-Type", _ASSETS[name]), ("Content-Length", str(len(body))), ("Cache-Control", keeping)]
-    return Raw(body, 200, [*headers, *SAFETY])
+    return Raw(body, 200, headers)
 
 
 # -- what they share -------------------------------------------------------------------------------
-
-
-def _reader() -> Reader:
-    reader: Reader = current_app.extensions["proxy"].admin
-    return reader
 
 
 def _page(name: str, **about: Any) -> Raw:
@@ -149,14 +112,13 @@ def _page(name: str, **about: Any) -> Raw:
     shared = {"page": name, "nav": NAV, "spans": SPANS, "kinds": KINDS, "now": now, "asset": _address, "units": units}
     known = {"insecure": is_insecure(), "who": getattr(g.get("caller"), "key_id", ""), "origin": request.host_url[:-1]}
     body = render_template(f"admin/{name}.html", **shared, **known, **about).encode("utf-8", "replace")
-    return Raw(body, 200, [*_html(body), *SAFETY])
+    return Raw(body, 200, _html(body))
 
 
 def _html(body: bytes) -> Pairs:
     return [
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Length", str(len(body))),
-        ("Cache-Control", "no-store"),
         ("Vary", "Cookie"),
     ]
 

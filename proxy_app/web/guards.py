@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from flask import g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
@@ -108,7 +108,8 @@ def guarded(route: Route, settings: Settings) -> View:
 
 
 def to_login() -> Raw:
-    return Raw(b"", 303, [("Location", "/admin/login")])
+    """To where one logs in, and from there back here."""
+    return Raw(b"", 303, [("Location", f"/admin/login?next={quote(request.full_path.rstrip('?'))}")])
 
 
 def first(settings: Settings) -> Callable[[], Raw | None]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import msgspec
 
 from proxy_app.dialects.inference import ROUTES
-from proxy_app.web import account, admin_api, openai, ops, show, store_ops, tags
+from proxy_app.web import account, admin_api, admin_pages, openai, ops, show, store_ops, tags
 from proxy_app.web.admin_live import live
 from proxy_app.web.guards import FROM_SETTING, NO_BODY, UNLIMITED, Login, Route
 from proxy_app.web.openapi_document import document
 from proxy_app.web.relayed import relayed
-from proxy_app.web.respond import json_answer
+from proxy_app.web.respond import Raw, json_answer
 
 # A name, a flag and two overlays. It is parsed whole, and 1 MiB of brackets takes 0.2 s in which nothing else moves.
 LONGEST_SHOW = 256 << 10
@@ -42,6 +42,21 @@ def _admin() -> Iterator[Route]:
         yield Route("admin", admin_api.ROOT + one.path, admin_api.view(one), methods, one.scope, limit, login=login)
     yield Route("admin", f"{admin_api.ROOT}/openapi.json", lambda: json_answer(described), GET, "admin", login="api")
     yield Route("admin", "/admin/live", live, GET, "admin", login="api")
+    for path, page in _PAGES.items():
+        yield Route("admin", path, page, GET, "admin", login="page")
+    yield Route("admin", "/admin/login", admin_pages.login, GET, "open")
+    yield Route("admin", "/admin/static/<name>", admin_pages.asset, GET, "open")
+
+
+_PAGES = {
+    "/admin": lambda: Raw(b"", 308, [("Location", "/admin/")]),
+    "/admin/": admin_pages.fleet,
+    "/admin/models": admin_pages.models,
+    "/admin/traffic": admin_pages.traffic,
+    "/admin/keys": admin_pages.keys,
+    "/admin/events": admin_pages.events,
+    "/admin/settings": admin_pages.settings,
+}
 
 
 TABLE = (
