@@ -61,7 +61,7 @@ CHANGES = (
     call("POST /models/delete", asked={"model": "tiny"}),
     call("POST /models/load", asked={"model": "tiny", "backend": "one"}),
     call("POST /models/unload", asked={"model": "tiny", "backend": "one"}),
-    call("DELETE /requests/{id}", "/requests/0123456789abcdef"),
+    call("DELETE /requests/{run_id}", "/requests/0123456789abcdef"),
     call("POST /keys", asked={"label": "evil", "scopes": ["admin"]}),
     call("DELETE /keys/{key_id}", "/keys/abcdefgh"),
     call("POST /keys/{key_id}/rotate", "/keys/abcdefgh/rotate", {"overlap_s": 0}),

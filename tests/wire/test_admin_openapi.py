@@ -24,6 +24,11 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance,negative_data_rejection,ignored_auth,unsupported_method"
 )
+# A request line that is too long is refused before anybody looks what is wrong with it.
+CONFIG = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 409, 413, 414, 422, 429]
+"""
 METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 
 
@@ -63,7 +68,8 @@ def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_it_has_every_call(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.")
-    wanted = {f"{call.method} {call.path}" for call in (*CALLS, *DOORS)}
+    # All but the document itself.
+    wanted = {f"{call.method} {call.path}" for call in (*CALLS, *DOORS)} - {"GET /openapi.json"}
     assert wanted - operations(document).keys() == set()
 
 
@@ -78,6 +84,7 @@ def test_every_call_says_what_it_does_and_how_it_refuses(document: dict[str, Any
 
 def run(site: AdminSite, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Send what the document allows, and what it does not. The same requests in every run."""
+    (folder / "schemathesis.toml").write_text(CONFIG)
     command = [str(BIN / "schemathesis"), "run", f"{site.url}{API}/openapi.json", "--no-color"]
     command += ["--header", f"Authorization: Bearer {site.keys['admin']}", "--checks", CHECKS, "--workers", "1"]
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", EXAMPLES]
