@@ -18,6 +18,9 @@ from proxy_app.web.units import count, iso, rate, seconds, utc
 WIDTH, HEIGHT = 600.0, 100.0
 # More colours than this nobody tells apart.
 MOST_KEYS = 5
+ROUND = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
+# Seconds: two minutes, five, ... a day, two.
+CLOCK = (120, 300, 600, 1200, 1800, 3600, 7200, 4 * 3600, 8 * 3600, 12 * 3600, 86400, 2 * 86400)
 # Letters of a key's name in a legend.
 LONGEST_LABEL = 60
 # Bars leave a fifth of their room empty.
@@ -137,11 +140,22 @@ def _sums(series: Iterable[Series], length: int) -> tuple[float, ...]:
 
 
 def top(highest: float) -> float:
-    """The end of the axis: 1, 2 or 5 times a power of ten, at or above the highest value."""
-    if highest <= 0:
-        return 1.0
-    power = 10.0 ** floor(log10(highest))
-    return next((step * power for step in (1.0, 2.0, 5.0) if highest <= step * power * 1.000001), 10.0 * power)
+    """The end of the axis: a round number at or above the highest value, whose half is round, too."""
+    power = 10.0 ** floor(log10(highest)) if highest > 0 else 1.0
+    return next(step * power for step in ROUND if highest <= step * power * (1 + 1e-9))
+
+
+def top_of_time(highest_s: float) -> float:
+    """As `top`, in the steps of a clock."""
+    return next((step for step in CLOCK if 60 < highest_s <= step), top(highest_s))
+
+
+def _end(chart: Chart) -> float:
+    highest = _highest(chart)
+    if chart.say is seconds:
+        return top_of_time(highest)
+    # Half of one request is nothing that an axis could show.
+    return top(max(highest, 2.0)) if chart.say is count else top(highest)
 
 
 def line_path(values: Sequence[Value], end: float) -> str:
@@ -193,7 +207,7 @@ _FIGURE = Markup(
     "{body}</figure>"
 )
 _BODY = Markup(
-    '<ul class="legend">{legend}</ul>'
+    '{legend}'
     '<div class="plot"><div class="ys" aria-hidden="true"><span>{top}</span><span>{middle}</span><span>0</span></div>'
     '<svg viewBox="0 0 {width:.0f} {height:.0f}" preserveAspectRatio="none" role="img" aria-label="{said}">'
     '<path class="rules" d="M0 0H{width:.0f}M0 {half:.0f}H{width:.0f}M0 {height:.0f}H{width:.0f}"/>{paths}</svg>'
@@ -214,12 +228,12 @@ def _figure(chart: Chart, ats: Sequence[float], step_s: float) -> Markup:
 
 
 def _body(chart: Chart, ats: Sequence[float]) -> Markup:
-    end = top(_highest(chart))
+    end = _end(chart)
     return _BODY.format(
         name=chart.name,
         title=chart.title,
         said=f"{chart.title}: {chart.summary}",
-        legend=_joined(_legend(chart)),
+        legend=_legend(chart),
         top=chart.say(end),
         middle=chart.say(end / 2),
         width=WIDTH,
@@ -232,7 +246,14 @@ def _body(chart: Chart, ats: Sequence[float]) -> Markup:
     )
 
 
-def _legend(chart: Chart) -> Iterator[Markup]:
+def _legend(chart: Chart) -> Markup:
+    """What each colour means; a single one says what the title says."""
+    if len(chart.series) == 1:
+        return Markup()
+    return Markup('<ul class="legend">{}</ul>').format(_joined(_keys(chart)))
+
+
+def _keys(chart: Chart) -> Iterator[Markup]:
     for number, each in enumerate(chart.series, 1):
         key = Markup('<svg class="key" viewBox="0 0 12 8" aria-hidden="true"><path class="{} c{}" d="{}"/></svg>')
         shape, path = ("bar", "M0 0h12v8h-12z") if chart.is_stacked else ("line", "M0 4h12")
