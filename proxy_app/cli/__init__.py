@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from conformance.cli import conformance
 from proxy_app import __version__, telemetry
+from proxy_app.cli.backends import backends
 from proxy_app.cli.keys import keys
+from proxy_app.cli.output import as_json, show
 from proxy_app.cli.usage import usage
 from proxy_app.errors import ConfigError, RegistryAway
 from proxy_app.services import inspect, private_redis
@@ -24,8 +25,6 @@ from proxy_app.settings import Settings, check_exposure, load
 # How long `caravan up` watches for the first look at the backends before it says what it saw.
 FIRST_LOOK_S = 10.0
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
 
 @click.group()
 @click.version_option(__version__)
@@ -33,6 +32,7 @@ def caravan() -> None:
     """One address for a whole fleet of Ollama servers."""
 
 
+caravan.add_command(backends)
 caravan.add_command(conformance)
 caravan.add_command(keys)
 caravan.add_command(usage)
@@ -164,7 +164,7 @@ def check(as_json: bool) -> None:
         ]
     else:
         findings = inspect.check(settings)
-    _print(as_json, [finding.as_dict() for finding in findings], lambda: _finding_lines(findings))
+    show(as_json, [finding.as_dict() for finding in findings], lambda: _finding_lines(findings))
     sys.exit(any(finding.cure for finding in findings))
 
 
@@ -173,21 +173,6 @@ def _finding_lines(findings: Iterable[inspect.Finding]) -> Iterable[str]:
         yield f"{'!!' if finding.cure else 'ok'}  {finding.subject}: {finding.found}"
         if finding.cure:
             yield f"    -> {finding.cure}"
-
-
-@caravan.group()
-def backends() -> None:
-    """The configured servers."""
-
-
-@backends.command()
-@as_json
-def probe(as_json: bool) -> None:
-    """Ask every backend now: reachability, version, latency, models."""
-    rows = [found.as_dict() for found in inspect.probe_all(_quiet())]
-    columns = ("name", "url", "state", "version", "latency_ms", "models", "loaded", "error")
-    _print(as_json, rows, lambda: _table(columns, rows))
-    sys.exit(any(row["state"] != "up" for row in rows))
 
 
 @caravan.group()
@@ -200,7 +185,7 @@ def models() -> None:
 def list_models(as_json: bool) -> None:
     """The models of each backend, as last seen, and what is cached of them."""
     found = inspect.list_models(_quiet())
-    _print(as_json, found, lambda: _model_lines(found))
+    show(as_json, found, lambda: _model_lines(found))
 
 
 def _model_lines(found: dict[str, Any]) -> Iterable[str]:
@@ -210,22 +195,3 @@ def _model_lines(found: dict[str, Any]) -> Iterable[str]:
     yield f"{found['union']} different models in all"
     cache = found["cache"]
     yield f"show cache: {cache['documents']} documents, {cache['bytes']} bytes" if cache else "show cache: no Redis"
-
-
-def _print(as_json: bool, value: object, lines: Callable[[], Iterable[str]]) -> None:
-    if as_json:
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-        return
-    for line in lines():
-        click.echo(line)
-
-
-def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Iterable[str]:
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
-    for line in [list(columns), *cells]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else str(value)

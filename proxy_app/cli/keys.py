@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from proxy_app.cli.output import as_json
 from proxy_app.domain import Scope
 from proxy_app.services import key_admin
 from proxy_app.services.key_admin import KeyProblem, NewKey, Wish
@@ -21,7 +22,6 @@ from proxy_app.store.redis import unix_now
 
 T = TypeVar("T")
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 

@@ -67,6 +67,11 @@ class Trace:
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
 
+    @property
+    def named(self) -> str:
+        """The model's name as stores and pages take it: a client may write half a character (a lone surrogate)."""
+        return self.model[:LOGGED_NAME].encode("utf-8", "replace").decode()
+
     def fail(self, exc: RequestError | ClientGone) -> None:
         """Write the log line of a request that ends in an error of our own, or with its client."""
         if isinstance(exc, RequestError):

@@ -166,7 +166,7 @@ def office(services: Runtime) -> Office:
         server=settings,
         desk=desk,
         sessions=Sessions(settings, services.access, desk, services.limiter),
-        backends=BackendAdmin(settings, reloader, desk, services.store.visibility, events),
+        backends=BackendAdmin(settings, lambda: reloader.fleet, desk, services.store.visibility, events),
         fleet_desk=FleetDesk(settings, reloader, desk, parts.leases, parts.breakers),
         model_desk=ModelDesk(reloader, services.catalog, services.store, parts.upstream, loading, events),
         key_desk=KeyDesk(settings, desk, events),

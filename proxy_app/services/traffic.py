@@ -11,7 +11,6 @@ from proxy_app.dialects.usage import Spent, sane
 from proxy_app.domain.histogram import bucket_of
 from proxy_app.services.bookkeeper import Bookkeeper
 from proxy_app.services.explanation import LOAD_MS, explanation
-from proxy_app.services.relayed import LOGGED_NAME
 from proxy_app.services.running import Run
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
@@ -97,7 +96,7 @@ def _row(over: Over) -> RequestRow:
         request_id=trace.request_id,
         at=over.at,
         route=trace.route,
-        model=trace.model[:LOGGED_NAME],
+        model=trace.named,
         key_id=trace.key_id,
         status=trace.status,
         outcome=trace.outcome,

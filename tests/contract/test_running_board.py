@@ -54,6 +54,15 @@ def test_what_one_worker_has_the_others_see(board: RunningBoard) -> None:
     assert ids(two) == [newer.id]
 
 
+def test_a_name_that_is_half_a_character_is_shown_as_well(board: RunningBoard) -> None:
+    runs = Runs()
+    run = begun(runs, "a\ud800b")
+    board.look()
+    InFlight(runs, board).share()
+    assert [each.model for each in InFlight(Runs(), board).running()[0]] == ["a?b"]
+    assert run.id
+
+
 def test_nothing_is_shown_while_nobody_looks(board: RunningBoard, direct: redis.Redis) -> None:
     runs = Runs()
     run = begun(runs)

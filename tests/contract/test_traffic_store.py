@@ -224,6 +224,12 @@ def test_an_answer_that_lies_loses_nobody_elses_account(book: TrafficBook, store
     until(lambda: len(store.last(10)) == 2, "both are written")
 
 
+def test_a_name_that_is_half_a_character_loses_nobody_elses_account(book: TrafficBook, store: TrafficStore) -> None:
+    book.note(run_of(model="a\ud800b" + "x" * 1000), Spent())
+    until(lambda: bool(store.last(10)), "it is written")
+    assert store.last(1)[0].model == "a?b" + "x" * 297
+
+
 # -- what is shown of it --------------------------------------------------------------------------------
 
 

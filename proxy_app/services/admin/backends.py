@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
-from proxy_app.domain import Backend, Member
+from proxy_app.domain import Backend, Fleet, Member
 from proxy_app.errors import BadRequest, Conflict, Missing, UpstreamError
 from proxy_app.routing.versions import is_older
 from proxy_app.services.admin.events import EventBook
 from proxy_app.services.admin.shapes import BackendChange, NewBackend, Tested
 from proxy_app.services.desk import RegistryDesk
-from proxy_app.services.fleet import FleetReloader
 from proxy_app.services.inspect import cure
 from proxy_app.services.poller import prober_of
 from proxy_app.services.visibility import Visibility
@@ -27,10 +27,15 @@ NOBODYS_ID = -1
 
 @dataclass(frozen=True, slots=True)
 class BackendAdmin:
-    """Owned by: the worker's runtime. Methods raise RegistryAway, and RequestErrors with texts for the operator."""
+    """Owned by: the worker's runtime, or a command. Methods raise RegistryAway, and RequestErrors with texts for the
+    operator.
+
+    Args:
+        fleet: what there is now.
+    """
 
     settings: Settings
-    reloader: FleetReloader
+    fleet: Callable[[], Fleet]
     desk: RegistryDesk
     visibility: Visibility
     events: EventBook
@@ -83,7 +88,7 @@ class BackendAdmin:
 
     def find(self, name: str) -> Member:
         """Raises: Missing."""
-        found = next((member for member in self.reloader.fleet.members if member.backend.name == name), None)
+        found = next((member for member in self.fleet().members if member.backend.name == name), None)
         if found is None:
             raise Missing(f"there is no backend of the name {name}")
         return found

@@ -12,7 +12,6 @@ import msgspec
 
 from proxy_app.errors import CacheAway
 from proxy_app.services.admin.shapes import Running
-from proxy_app.services.relayed import LOGGED_NAME
 from proxy_app.services.running import Run, Runs
 from proxy_app.store.running import RunningBoard
 
@@ -123,7 +122,7 @@ def _shape(run: Run) -> Running:
         id=run.id,
         request_id=trace.request_id,
         route=trace.route,
-        model=trace.model[:LOGGED_NAME],
+        model=trace.named,
         key=trace.key_id,
         backend=run.backend,
         started_at=run.at,
