@@ -37,6 +37,10 @@ class _Seen:
     beat_age_s: float | None
 
 
+# By backend: how many models it holds, and the names of those that nobody else has.
+_Counts = tuple[Mapping[int, int], Mapping[int, list[str]]]
+
+
 @dataclass(frozen=True, slots=True)
 class FleetDesk:
     """Owned by: the worker's runtime."""
@@ -51,15 +55,15 @@ class FleetDesk:
         """All backends. Raises: RegistryAway."""
         fleet, seen = self.reloader.fleet, self.desk.run(self._look)
         in_flight = self.leases.totals(list(fleet.by_id))
-        held = _held(fleet)
-        backends = [self._backend(member, seen, in_flight, held) for member in fleet.members]
+        counts = _held(fleet), _alone(fleet)
+        backends = [self._backend(member, seen, in_flight, counts) for member in fleet.members]
         return FleetView(at=unix_now(), backends=backends, notices=list(self._notices(fleet, seen)))
 
     def backend(self, member: Member) -> BackendView:
         """One of them. Raises: RegistryAway."""
         fleet = self.reloader.fleet
         in_flight = self.leases.totals([member.backend.id])
-        return self._backend(member, self.desk.run(self._look), in_flight, _held(fleet))
+        return self._backend(member, self.desk.run(self._look), in_flight, (_held(fleet), _alone(fleet)))
 
     def _look(self, registry: Registry) -> _Seen:
         loaded = defaultdict(list)
@@ -70,10 +74,8 @@ class FleetDesk:
             used[key.backend] += tally
         return _Seen(loaded, used, registry.beat_age_s(time.monotonic()))
 
-    def _backend(
-        self, member: Member, seen: _Seen, in_flight: Mapping[int, int], held: Mapping[int, int]
-    ) -> BackendView:
-        backend, health = member.backend, member.health
+    def _backend(self, member: Member, seen: _Seen, in_flight: Mapping[int, int], counts: _Counts) -> BackendView:
+        backend, health, (held, alone) = member.backend, member.health, counts
         used = seen.used.get(backend.name, Tally())
         return BackendView(
             id=backend.id,
@@ -92,6 +94,7 @@ class FleetDesk:
             in_flight=in_flight.get(backend.id, 0),
             breaker=self.breakers.state(backend.id),
             models=held.get(backend.id, 0),
+            alone=alone.get(backend.id, []),
             loaded=[_loaded(item) for item in seen.loaded.get(backend.id, [])] if member.is_live else [],
             tokens_per_s=used.tokens_out / (used.gpu_ms / 1000) if used.gpu_ms and used.tokens_out else None,
             requests=used.requests,
@@ -169,6 +172,16 @@ def _held(fleet: Fleet) -> dict[int, int]:
     for holdings in fleet.holders.values():
         for held in holdings:
             found[held.backend_id] += 1
+    return found
+
+
+def _alone(fleet: Fleet) -> dict[int, list[str]]:
+    """The models of which a backend is the only live holder, by backend."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for name in sorted(fleet.holders):
+        live = fleet.live_holders(name)
+        if len(live) == 1:
+            found[live[0].backend_id].append(live[0].name)
     return found
 
 
