@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.cookies import SimpleCookie
 
 import pytest
@@ -11,7 +11,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from conformance.fakes.ollama import FakeOllama
 from tests.admin import AdminSite, admin_site, fakes_of
-from tests.browser import looks
 from tests.browser.watch import Watch
 from tests.fakes.fleet import fleet_models
 from tests.fakes.redis import PrivateRedis
@@ -91,14 +90,3 @@ def cookies(site: AdminSite) -> list[dict[str, str]]:
     assert answer.status < 300, answer.body
     found = [morsel for line in answer.all("set-cookie") for morsel in SimpleCookie(line).values()]
     return [{"name": morsel.key, "value": morsel.value} for morsel in found]
-
-
-@pytest.fixture
-def screenshot() -> Callable[[Page, str], None]:
-    """Takes a picture of a page in every form: `screenshot(page, "fleet")`."""
-
-    def take(page: Page, name: str) -> None:
-        for form in looks.forms(page):
-            looks.shoot(page, f"{name}-{form}")
-
-    return take

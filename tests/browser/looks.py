@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +15,32 @@ from playwright.sync_api import Page
 FOLDER = Path(os.environ.get("CARAVAN_SCREENSHOTS") or Path(__file__).parent / "out")
 # A desk and a phone, in CSS pixels.
 WIDTHS = {1280: 900, 390: 844}
+# Looking for barriers takes a second each time: every width and every scheme is in one of these.
+SEARCHED = ("1280-light", "390-dark")
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 # The brightest a dark page's background may be in any colour, of 255.
 DARK = 100
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-def forms(page: Page) -> Iterator[str]:
-    """Bring the page into each form in turn; yields the form's name."""
-    for width, height in WIDTHS.items():
-        page.set_viewport_size({"width": width, "height": height})
-        for scheme in SCHEMES:
+def forms(page: Page, only: Collection[str] = ()) -> Iterator[str]:
+    """Bring the page into each form in turn, or into some; yields the form's name."""
+    for (width, height), scheme in product(WIDTHS.items(), SCHEMES):
+        form = f"{width}-{scheme}"
+        if not only or form in only:
+            page.set_viewport_size({"width": width, "height": height})
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            yield f"{width}-{scheme}"
+            yield form
+
+
+def assert_readable(page: Page, name: str, only: Collection[str] = ()) -> None:
+    """Nothing bars anybody, nothing is wider than the window, and dark is dark. Takes the pictures, too."""
+    for form in forms(page, only):
+        shoot(page, f"{name}-{form}")
+        assert overflow(page) <= 0, (name, form)
+        assert is_dark(page) is form.endswith("dark"), (name, form)
+        if form in SEARCHED:
+            assert barriers(page) == [], (name, form)
 
 
 def shoot(page: Page, name: str) -> None:

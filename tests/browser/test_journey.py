@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from conformance.fakes.answers import NDJSON, Answer, go_json
 from conformance.fakes.faults import Fault, Stall, StreamThen
@@ -18,6 +18,7 @@ from conformance.fakes.http import RawResponse, fetch
 from conformance.fakes.ollama import FakeOllama
 from conformance.fakes.wire import LAST_CHUNK, Exchange
 from tests.admin import LOGIN, PAGES, AdminSite
+from tests.browser.steps import assert_never_reloaded, dialog, opened, row
 from tests.browser.watch import Watch
 from tests.keys import STRANGER, bearer
 from tests.product import question
@@ -50,27 +51,6 @@ def spare() -> Iterator[FakeOllama]:
     """A server that nobody knows yet."""
     with FakeOllama("gpu-d", [SHARED, "only-here:latest"]) as fake:
         yield fake
-
-
-def opened(site: AdminSite, page: Page, name: str) -> Page:
-    """Open a page and mark it: the mark is gone when it is loaded again."""
-    page.goto(site.url + PAGES[name])
-    expect(page.locator("#pulse")).to_have_text("Live")
-    page.evaluate("window.marked = true")
-    return page
-
-
-def assert_never_reloaded(page: Page) -> None:
-    assert page.evaluate("window.marked") is True
-
-
-def row(page: Page, name: str, part: str = "main") -> Locator:
-    """The row of a table whose header has this name."""
-    return page.locator(part).get_by_role("row").filter(has=page.get_by_role("rowheader", name=name))
-
-
-def dialog(page: Page) -> Locator:
-    return page.get_by_role("dialog")
 
 
 # -- in and out --------------------------------------------------------------------------------------
