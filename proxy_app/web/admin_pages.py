@@ -1,4 +1,4 @@
-"""The admin pages: what an operator sees of the fleet, and steers it with. What a page changes goes through the JSON API."""
+"""The admin pages: what an operator sees of the fleet, and steers it with. What they change goes by the JSON API."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def settings() -> Raw:
 
 
 def login() -> Raw:
-    """Needs no key. After it, the page goes to `next`, if that is one of ours: a foreign link must lead nowhere else."""
+    """Needs no key. It leads to `next` where that is one of our pages: a foreign link must not choose the way."""
     wanted = request.args.get("next", "")
     is_ours = wanted.partition("?")[0] in {path for _, path, _ in NAV}
     return _page("login", next=wanted if is_ours else "/admin/")

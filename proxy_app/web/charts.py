@@ -207,7 +207,7 @@ _FIGURE = Markup(
     "{body}</figure>"
 )
 _BODY = Markup(
-    '{legend}'
+    "{legend}"
     '<div class="plot"><div class="ys" aria-hidden="true"><span>{top}</span><span>{middle}</span><span>0</span></div>'
     '<svg viewBox="0 0 {width:.0f} {height:.0f}" preserveAspectRatio="none" role="img" aria-label="{said}">'
     '<path class="rules" d="M0 0H{width:.0f}M0 {half:.0f}H{width:.0f}M0 {height:.0f}H{width:.0f}"/>{paths}</svg>'
