@@ -10,14 +10,13 @@ const read = (values, path) => path.split(".").reduce((value, name) => value?.[n
 const inFull = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 const inShort = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "always" });
-const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
-const REDRAW_MS = 20000;
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+const REDRAW_MS = 5000;
 
 function fromNow(at) {
   const seconds = (at - Date.now()) / 1000;
   const [unit, length] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? [];
-  if (unit) return relative.format(Math.trunc(seconds / length), unit);
-  return seconds > 0 ? "in less than a minute" : "just now";
+  return unit ? relative.format(Math.trunc(seconds / length), unit) : "now";
 }
 
 function showTimes(root) {
