@@ -5,7 +5,7 @@ const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const read = (values, path) => path.split(".").reduce((value, name) => value?.[name], values);
 
-// -- times: <time data-form="relative|short"> --------------------------------------------------------
+// -- times: <time data-form="relative|age|short"> --------------------------------------------------------
 
 const inFull = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 const inShort = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
@@ -19,11 +19,13 @@ function fromNow(at) {
   return unit ? relative.format(Math.trunc(seconds / length), unit) : "now";
 }
 
+const age = (at) => `for ${fromNow(at).replace(" ago", "").replace("now", "a moment")}`;
+
 function showTimes(root) {
   for (const node of all("time[data-form]", root)) {
     const at = new Date(node.dateTime);
     if (Number.isNaN(at.getTime())) continue;
-    const text = node.dataset.form === "relative" ? fromNow(at) : inShort.format(at);
+    const text = { relative: fromNow, age }[node.dataset.form]?.(at) ?? inShort.format(at);
     if (node.textContent !== text) node.textContent = text;
     node.title = inFull.format(at);
   }
