@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from bench import chat, keys, relay, show, tags
+from bench import admin, chat, keys, relay, show, tags
 from bench.report import Report
 from bench.world import Options, RunFailed
 
@@ -23,6 +23,7 @@ BENCHES: dict[str, Callable[[Options, Path], Report]] = {
     "show": show.measure,
     "tags": tags.measure,
     "keys": keys.measure,
+    "admin": admin.measure,
 }
 # Polls so quick that a dead backend is noticed at once; costs of a gateway at rest are higher then.
 QUICK_POLLS = {"CARAVAN_POLL_INTERVAL": "0.2", "CARAVAN_POLL_TIMEOUT": "0.3"}

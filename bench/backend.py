@@ -16,6 +16,7 @@ import select
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MODEL = "tiny"
@@ -44,20 +45,28 @@ DETAILS = {
 
 def tags(models: int) -> bytes:
     """A listing of this many models; `tiny` is the first."""
-    names = [f"{MODEL}:latest", *(f"model-{number}:latest" for number in range(1, models))]
+    return listing(range(models))
+
+
+def listing(numbers: Iterable[int]) -> bytes:
+    """A listing of the models with these numbers; that of `tiny` is 0."""
     listed = [
         {
-            "name": name,
-            "model": name,
+            "name": name_of(number),
+            "model": name_of(number),
             "modified_at": "2026-11-21T11:58:56.190013695Z",
             "size": 2019393189,
             "digest": DIGEST if number == 0 else f"{number:064x}",
             "details": DETAILS,
             "capabilities": ["completion", "tools"],
         }
-        for number, name in enumerate(names)
+        for number in numbers
     ]
     return json.dumps({"models": listed}, separators=(",", ":")).encode()
+
+
+def name_of(number: int) -> str:
+    return f"model-{number}:latest" if number else f"{MODEL}:latest"
 
 
 def show_document() -> bytes:
@@ -151,7 +160,8 @@ class Server:
         self._period = 1 / rate
         self._fail_after = fail_after
         self._epoll = select.epoll()
-        self._epoll.register(self.listener.fileno(), select.EPOLLIN)
+        self._listeners: dict[int, socket.socket] = {}
+        self.listen(self.listener)
         self._connections: dict[int, Connection] = {}
         self._due: list[tuple[float, int, Stream]] = []
         self._served: Counter[bytes] = Counter()
@@ -166,12 +176,16 @@ class Server:
         self._not_found = answer(b'{"error":"not found"}', b"404 Not Found")
         self._failure = answer(b'{"error":"broken on purpose"}', b"500 Internal Server Error")
 
+    def listen(self, listener: socket.socket) -> None:
+        self._listeners[listener.fileno()] = listener
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+
     def run(self) -> None:
         while True:
             self._wait()
             for number, _ in self._epoll.poll(0):
-                if number == self.listener.fileno():
-                    self._accept()
+                if number in self._listeners:
+                    self._accept(self._listeners[number])
                 else:
                     self._connections[number].readable()
             self._send_due()
@@ -181,10 +195,10 @@ class Server:
         timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
         select.select([self._epoll], [], [], timeout)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
-                sock, _ = self.listener.accept()
+                sock, _ = listener.accept()
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._connections[sock.fileno()] = Connection(sock, self)

@@ -44,7 +44,32 @@ def listing(expected: Any) -> Check:
     return check
 
 
-CHECKS: dict[str, Callable[[Any], Check]] = {"chat": chat, "document": document, "listing": listing}
+def page(expected: Any) -> Check:
+    """A whole page of ours."""
+
+    def check(body: bytes) -> None:
+        if not body.lstrip().lower().startswith(b"<!doctype html>") or not body.rstrip().endswith(b"</html>"):
+            raise BadAnswer(f"not a whole page: {body[:100]!r} ... {body[-100:]!r}")
+
+    return check
+
+
+def anything(expected: Any) -> Check:
+    """Any JSON."""
+
+    def check(body: bytes) -> None:
+        json.loads(body)
+
+    return check
+
+
+CHECKS: dict[str, Callable[[Any], Check]] = {
+    "chat": chat,
+    "document": document,
+    "listing": listing,
+    "page": page,
+    "json": anything,
+}
 
 
 class Remembering:

@@ -46,6 +46,7 @@ def summary(events: list[tuple[int, int]], begin: Sample, end: Sample) -> dict[s
         "seconds": seconds,
         "rate": len(delays) / seconds,
         "p50_us": quantile(delays, 0.50),
+        "p95_us": quantile(delays, 0.95),
         "p99_us": quantile(delays, 0.99),
         "cpu_s": end.since(begin),
     }

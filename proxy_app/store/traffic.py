@@ -113,6 +113,12 @@ class TrafficStore:
             db.execute(_SHORTEN, [now - KEPT_REQUESTS_S, KEPT_REQUESTS])
             db.execute("DELETE FROM minutes WHERE minute < ?", [int(now) - KEPT_MINUTES_S])
 
+    def newest(self) -> int:
+        """The number of the request that was written last; 0 where there is none."""
+        with self._registry.reading() as db:
+            (number,) = db.execute("SELECT coalesce(max(number), 0) FROM requests").fetchone()
+        return int(number)
+
     def last(self, limit: int) -> list[RequestRow]:
         """The last requests that ended, newest first."""
         with self._registry.reading() as db:

@@ -75,6 +75,12 @@ class UsageStore:
         with self._registry.reading() as db:
             return db.execute(_GPU, {"start": start, "step": step_s}).fetchall()
 
+    def requests_since(self, start: int) -> int:
+        """How many requests were counted from an hour on."""
+        with self._registry.reading() as db:
+            (count,) = db.execute("SELECT coalesce(sum(requests), 0) FROM usage WHERE hour >= ?", [start]).fetchone()
+        return int(count)
+
     def since(self, start: int) -> list[tuple[UsageKey, Tally]]:
         """All rows from an hour on, oldest first."""
         with self._registry.reading() as db:

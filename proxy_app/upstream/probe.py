@@ -7,6 +7,7 @@ import math
 import ssl
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import requests
@@ -24,6 +25,12 @@ from proxy_app.upstream.nets import ANYWHERE, Nets
 LONGEST_ANSWER = 32 << 20
 
 
+@lru_cache(maxsize=1)
+def _trust() -> ssl.SSLContext:
+    """What this machine trusts. Read once: it takes 17 ms, and a fleet of 200 backends has 800 adapters."""
+    return ssl.create_default_context()
+
+
 class _Adapter(HTTPAdapter):
     """Trusts what the machine trusts (SSL_CERT_FILE included) and connects where it may, as the relay does."""
 
@@ -32,7 +39,7 @@ class _Adapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **kwargs)
+        super().init_poolmanager(*args, ssl_context=_trust(), **kwargs)
         kinds = {"http": Pool, "https": TLSPool}
         self.poolmanager.pool_classes_by_scheme = {
             scheme: type(kind.__name__, (kind,), {"nets": self._nets}) for scheme, kind in kinds.items()

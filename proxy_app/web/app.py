@@ -15,16 +15,17 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from proxy_app import telemetry
 from proxy_app.dialects import ollama
+from proxy_app.errors import Missing
 from proxy_app.services.relayed import LOGGED_NAME
 from proxy_app.services.runtime import Runtime
 from proxy_app.settings import Settings, load
-from proxy_app.web import guards
+from proxy_app.web import admin_api, guards
 from proxy_app.web.admin_headers import protect
 from proxy_app.web.bodies import has_body
 from proxy_app.web.connection import close_after_answer
 from proxy_app.web.keypath import masked, take_key_from_path
 from proxy_app.web.relayed import query_as_sent
-from proxy_app.web.respond import Raw, register_errors, text_answer
+from proxy_app.web.respond import Raw, error_answer, register_errors, text_answer
 from proxy_app.web.routes import TABLE
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ def _register_misses(app: Flask) -> None:
         if clean != path and clean in known and "%" not in as_sent:
             target = request.environ.get("caravan.prefix", "") + clean + query_as_sent(request.environ)
             return _redirect(target, 307 if "//" in path or request.method != "GET" else 301)
+        if path.startswith(f"{admin_api.ROOT}/"):
+            # Its OpenAPI document says that every refusal is JSON.
+            return error_answer(Missing("there is nothing of that name"), "ollama")
         return text_answer(ollama.NOT_FOUND, 404)
 
     @app.errorhandler(MethodNotAllowed)

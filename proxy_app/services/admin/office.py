@@ -26,10 +26,14 @@ from proxy_app.services.admin.shapes import (
 )
 from proxy_app.services.admin.traffic import Traffic
 from proxy_app.services.desk import RegistryDesk
+from proxy_app.services.usage import HOUR_S
 from proxy_app.services.usage_report import sums
 from proxy_app.settings import Settings
 from proxy_app.store.events import EventStore
 from proxy_app.store.redis import unix_now
+from proxy_app.store.registry import Registry
+from proxy_app.store.traffic import TrafficStore
+from proxy_app.store.usage import UsageStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,14 @@ class Office:
         fleet = self.fleet_desk.reloader.fleet
         in_flight = tuple(self.fleet_desk.leases.totals(list(fleet.by_id)).items())
         running = tuple(one.id for one in self.traffic_desk.running()[0])
-        return fleet.generation, in_flight, running, self.desk.run(lambda registry: EventStore(registry).last_id())
+        return fleet.generation, in_flight, running, self.desk.run(_written)
 
     def close(self) -> None:
         self.desk.close()
+
+
+def _written(registry: Registry) -> tuple[int, ...]:
+    """What ends is in the registry only seconds later: its pages have to be told then, too."""
+    this_hour = int(unix_now()) // HOUR_S * HOUR_S
+    usage = UsageStore(registry).requests_since(this_hour)
+    return EventStore(registry).last_id(), TrafficStore(registry).newest(), usage

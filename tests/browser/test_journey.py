@@ -1,0 +1,328 @@
+"""An operator's day: everything that can be changed on a page is changed there, and seen there without reloading."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from conformance.fakes.answers import NDJSON, Answer, go_json
+from conformance.fakes.faults import Fault, Stall, StreamThen
+from conformance.fakes.http import RawResponse, fetch
+from conformance.fakes.ollama import FakeOllama
+from conformance.fakes.wire import LAST_CHUNK, Exchange
+from tests.admin import LOGIN, PAGES, AdminSite
+from tests.browser.watch import Watch
+from tests.keys import STRANGER, bearer
+from tests.product import question
+
+# The fakes live as long as the module, and with them the connections that Caravan keeps to them.
+pytestmark = pytest.mark.leaky
+
+# How long in milliseconds a page may take to show what has changed; as a person would wait.
+SOON_MS = 10_000
+SHARED = "llama3.2:3b"
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class HalfPull(Fault):
+    """Half of a model comes; the rest, and the model, when the event is set."""
+
+    go_on: threading.Event
+
+    async def play(self, exchange: Exchange) -> None:
+        half = {"status": "pulling 0123456789ab", "digest": "sha256:01", "total": 4 * GIB, "completed": GIB}
+        head = exchange.head(Answer(200, (("Content-Type", NDJSON),), chunked=True))
+        await exchange.send(head + exchange.frame(go_json(half) + b"\n"))
+        await exchange.wait(self.go_on)
+        await exchange.send(exchange.frame(exchange.plan().flat()) + LAST_CHUNK)
+
+
+@pytest.fixture
+def spare() -> Iterator[FakeOllama]:
+    """A server that nobody knows yet."""
+    with FakeOllama("gpu-d", [SHARED, "only-here:latest"]) as fake:
+        yield fake
+
+
+def opened(site: AdminSite, page: Page, name: str) -> Page:
+    """Open a page and mark it: the mark is gone when it is loaded again."""
+    page.goto(site.url + PAGES[name])
+    expect(page.locator("#pulse")).to_have_text("Live")
+    page.evaluate("window.marked = true")
+    return page
+
+
+def assert_never_reloaded(page: Page) -> None:
+    assert page.evaluate("window.marked") is True
+
+
+def row(page: Page, name: str, part: str = "main") -> Locator:
+    """The row of a table whose header has this name."""
+    return page.locator(part).get_by_role("row").filter(has=page.get_by_role("rowheader", name=name))
+
+
+def dialog(page: Page) -> Locator:
+    return page.get_by_role("dialog")
+
+
+# -- in and out --------------------------------------------------------------------------------------
+
+
+def test_somebody_logs_in_and_out_with_the_keyboard_alone(site: AdminSite, page: Page) -> None:
+    page.goto(site.url + PAGES["fleet"])
+    expect(page).to_have_url(re.compile(LOGIN))
+    # The field has the focus already.
+    page.keyboard.type(site.keys["admin"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Fleet")
+    (cookie,) = page.context.cookies()
+    assert cookie["httpOnly"]
+    assert cookie["sameSite"] == "Strict"
+    page.get_by_role("button", name=re.compile("^Key")).press("Enter")
+    dialog(page).get_by_role("button", name="Log out", exact=True).press("Enter")
+    expect(page).to_have_url(re.compile(LOGIN))
+    assert page.context.cookies() == []
+    page.go_back()
+    expect(page).to_have_url(re.compile(LOGIN))
+
+
+def test_a_login_leads_to_the_page_that_was_asked_for(site: AdminSite, page: Page) -> None:
+    page.goto(f"{site.url}{PAGES['models']}?query=qwen")
+    page.get_by_label("Your key").fill(site.keys["admin"])
+    page.get_by_role("button", name="Log in").click()
+    expect(page).to_have_url(re.compile(r"/admin/models\?query=qwen"))
+
+
+@pytest.mark.parametrize(("key", "status", "said"), [("stranger", 401, "no key that is valid"), ("user", 403, "admin")])
+def test_a_login_that_fails_says_why(
+    site: AdminSite, page: Page, watch: Watch, key: str, status: int, said: str
+) -> None:
+    page.goto(site.url + LOGIN)
+    page.get_by_label("Your key").fill(site.keys.get(key, STRANGER))
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert").filter(has_text=said)).to_be_visible()
+    expect(page).to_have_url(re.compile(LOGIN))
+    watch.forgive(f"status of {status}.*/session")
+
+
+def test_a_login_that_was_ended_elsewhere_leads_to_the_login(site: AdminSite, admin: Page, watch: Watch) -> None:
+    opened(site, admin, "fleet")
+    assert site.call("DELETE", "/sessions").status == 204
+    row(admin, "gpu-a").get_by_role("button", name="Drain").click()
+    expect(admin).to_have_url(re.compile(LOGIN))
+    watch.forgive("status of 401")
+
+
+# -- the fleet ---------------------------------------------------------------------------------------
+
+
+def test_a_backend_is_tested_added_and_removed(site: AdminSite, admin: Page, spare: FakeOllama, other: Page) -> None:
+    """And somebody who looks at the same page sees it, too."""
+    opened(site, admin, "fleet")
+    opened(site, other, "fleet")
+    admin.get_by_role("button", name="Add a backend").first.click()
+    box = dialog(admin)
+    box.get_by_label("Name", exact=True).fill("gpu-d")
+    box.get_by_label("Address").fill(spare.url)
+    box.get_by_role("button", name="Test").click()
+    expect(box.get_by_role("status")).to_contain_text("It answers")
+    box.get_by_role("button", name="Add", exact=True).click()
+    for page in (admin, other):
+        expect(row(page, "gpu-d")).to_contain_text("up", timeout=SOON_MS)
+        assert_never_reloaded(page)
+    assert site.chat(site.keys["user"], "only-here").status == 200
+    remove(admin, "gpu-d")
+    for page in (admin, other):
+        expect(row(page, "gpu-d")).to_have_count(0, timeout=SOON_MS)
+        assert_never_reloaded(page)
+
+
+def remove(page: Page, name: str) -> None:
+    row(page, name).get_by_role("button", name="Remove").click()
+    # What is lost is spelled out first.
+    expect(dialog(page)).to_contain_text("only-here")
+    dialog(page).get_by_role("button", name="Remove").click()
+
+
+@pytest.fixture
+def other(site: AdminSite, admin: Page) -> Page:
+    """Another tab, which is watched like the first one."""
+    return admin.context.new_page()
+
+
+def test_a_backend_that_does_not_answer_is_not_added(
+    site: AdminSite, admin: Page, watch: Watch, fakes_up: tuple[FakeOllama, ...]
+) -> None:
+    opened(site, admin, "fleet")
+    admin.get_by_role("button", name="Add a backend").first.click()
+    dialog(admin).get_by_label("Name", exact=True).fill("nobody")
+    dialog(admin).get_by_label("Address").fill("http://127.0.0.1:9")
+    dialog(admin).get_by_role("button", name="Add", exact=True).click()
+    expect(dialog(admin).get_by_role("alert")).to_contain_text("does not work")
+    watch.forgive("status of 409")
+    # What was typed is still there.
+    expect(dialog(admin).get_by_label("Address")).to_have_value("http://127.0.0.1:9")
+    assert "nobody" not in [each["name"] for each in site.get("/backends")["backends"]]
+
+
+def test_a_backend_is_drained_and_undrained(site: AdminSite, admin: Page) -> None:
+    opened(site, admin, "fleet")
+    row(admin, "gpu-b").get_by_role("button", name="Drain").click()
+    expect(row(admin, "gpu-b")).to_contain_text("draining", timeout=SOON_MS)
+    assert site.chat(site.keys["user"], "qwen3-coder:30b").status == 503
+    row(admin, "gpu-b").get_by_role("button", name="Undrain").click()
+    expect(row(admin, "gpu-b")).not_to_contain_text("draining", timeout=SOON_MS)
+    assert site.chat(site.keys["user"], "qwen3-coder:30b").status == 200
+    assert_never_reloaded(admin)
+
+
+def test_a_backend_that_dies_and_comes_back_is_seen(
+    site: AdminSite, admin: Page, fakes_up: tuple[FakeOllama, ...]
+) -> None:
+    opened(site, admin, "fleet")
+    fakes_up[2].kill()
+    try:
+        expect(row(admin, "gpu-c")).to_contain_text("down", timeout=SOON_MS)
+    finally:
+        fakes_up[2].restart()
+    expect(row(admin, "gpu-c")).to_contain_text("up", timeout=SOON_MS)
+    assert_never_reloaded(admin)
+
+
+# -- keys --------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_made_used_and_revoked(site: AdminSite, admin: Page) -> None:
+    opened(site, admin, "keys")
+    admin.get_by_role("button", name="Make a key").click()
+    dialog(admin).get_by_label("Label").fill("alice")
+    dialog(admin).get_by_role("button", name="Make the key").click()
+    secret = admin.get_by_role("region", name="The new key").inner_text().strip()
+    assert secret.startswith("cv_")
+    assert secret in dialog(admin).get_by_role("region", name="Lines for curl").inner_text()
+    dialog(admin).get_by_role("button", name="I have copied it").click()
+    assert secret not in admin.content()
+    expect(row(admin, "alice", "#keys")).to_contain_text("0 requests", timeout=SOON_MS)
+    assert site.chat(secret, SHARED).status == 200
+    expect(row(admin, "alice", "#keys")).to_contain_text("1 request", timeout=SOON_MS)
+    row(admin, "alice", "#keys").get_by_role("button", name="Revoke").click()
+    dialog(admin).get_by_role("button", name="Revoke").click()
+    expect(row(admin, "alice", "#keys")).to_contain_text("revoked", timeout=SOON_MS)
+    assert site.chat(secret, SHARED).status == 401
+    assert_never_reloaded(admin)
+
+
+def test_a_key_is_rotated(site: AdminSite, admin: Page) -> None:
+    made = site.call("POST", "/keys", {"label": "robot"}).json()
+    opened(site, admin, "keys")
+    row(admin, "robot", "#keys").get_by_role("button", name="Rotate").click()
+    dialog(admin).get_by_label("The old key works").select_option("no longer: it ends now")
+    dialog(admin).get_by_role("button", name="Make the new key").click()
+    secret = admin.get_by_role("region", name="The new key").inner_text().strip()
+    assert site.chat(secret, SHARED).status == 200
+    assert site.chat(made["secret"], SHARED).status == 401
+
+
+# -- models ------------------------------------------------------------------------------------------
+
+
+def test_a_pull_is_watched_to_its_end(site: AdminSite, admin: Page, fakes_up: tuple[FakeOllama, ...]) -> None:
+    go_on = threading.Event()
+    fakes_up[1].fault("/api/pull", HalfPull(go_on))
+    opened(site, admin, "models")
+    admin.get_by_text("Pull a model").click()
+    admin.get_by_label("Model", exact=True).fill("fresh:1b")
+    admin.get_by_label("gpu-b").check()
+    admin.get_by_role("button", name="Pull", exact=True).click()
+    try:
+        expect(admin.get_by_role("progressbar")).to_have_js_property("value", 25)
+        expect(admin.get_by_role("status").filter(has_text="pulling")).to_be_visible()
+    finally:
+        go_on.set()
+    expect(admin.get_by_role("status").filter(has_text="fresh:1b was pulled")).to_be_visible()
+    expect(row(admin, "fresh:1b")).to_contain_text("gpu-b", timeout=SOON_MS)
+    assert_never_reloaded(admin)
+
+
+def test_a_pull_that_fails_says_why(
+    site: AdminSite, admin: Page, fakes_up: tuple[FakeOllama, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fakes_up[1], "pullable", set())
+    opened(site, admin, "models")
+    admin.get_by_text("Pull a model").click()
+    admin.get_by_label("Model", exact=True).fill("nowhere:1b")
+    admin.get_by_label("gpu-b").check()
+    admin.get_by_role("button", name="Pull", exact=True).click()
+    expect(admin.get_by_role("alert").filter(has_text="no such host")).to_be_visible()
+
+
+def test_a_model_is_copied_loaded_unloaded_and_deleted(
+    site: AdminSite, admin: Page, fakes_up: tuple[FakeOllama, ...]
+) -> None:
+    opened(site, admin, "models")
+    row(admin, "gemma3:12b").get_by_role("button", name="Copy").click()
+    dialog(admin).get_by_label("New name").fill("eyes:latest")
+    dialog(admin).get_by_role("button", name="Copy", exact=True).click()
+    expect(row(admin, "eyes:latest")).to_be_visible(timeout=SOON_MS)
+    for what, is_loaded in (("Load", True), ("Unload", False)):
+        row(admin, "eyes:latest").get_by_role("button", name="Load or unload").click()
+        dialog(admin).get_by_role("button", name=what, exact=True).click()
+        shown = row(admin, "eyes:latest").get_by_text(re.compile("loaded"))
+        expect(shown).to_have_count(1 if is_loaded else 0, timeout=SOON_MS)
+    row(admin, "eyes:latest").get_by_role("button", name="Delete").click()
+    expect(dialog(admin)).to_contain_text("gpu-c")
+    dialog(admin).get_by_role("button", name="Delete everywhere").click()
+    expect(row(admin, "eyes:latest")).to_have_count(0, timeout=SOON_MS)
+    assert_never_reloaded(admin)
+
+
+# -- traffic -----------------------------------------------------------------------------------------
+
+
+def chat_in_background(site: AdminSite, pool: ThreadPoolExecutor) -> Future[RawResponse]:
+    asked = question("/api/chat", "acme/support-bot:v2")
+    return pool.submit(fetch, f"{site.url}/api/chat", "POST", json=asked, headers=bearer(site.keys["user"]))
+
+
+def test_a_running_request_is_seen_and_cancelled(
+    site: AdminSite, admin: Page, fakes_up: tuple[FakeOllama, ...]
+) -> None:
+    fakes_up[2].fault("/api/chat", StreamThen(3, Stall()))
+    opened(site, admin, "traffic")
+    with ThreadPoolExecutor(1) as pool:
+        answer = chat_in_background(site, pool)
+        running = admin.get_by_role("row").filter(has=admin.get_by_role("button", name="Cancel the request"))
+        expect(running).to_contain_text("acme/support-bot:v2", timeout=SOON_MS)
+        expect(running).to_contain_text("gpu-c")
+        running.get_by_role("button").click()
+        expect(dialog(admin)).to_contain_text("acme/support-bot:v2")
+        dialog(admin).get_by_role("button", name="Cancel the request").click()
+        expect(running).to_have_count(0, timeout=SOON_MS)
+        last = answer.result(timeout=10).body.splitlines()[-1]
+    assert "error" in json.loads(last), "the client was told nothing"
+    assert fakes_up[2].wait_for("/api/chat").client_gone.wait(5), "the backend went on writing"
+    over = admin.locator("#finished").get_by_role("row").nth(1)
+    expect(over).to_contain_text("acme/support-bot:v2", timeout=SOON_MS)
+    expect(over).to_contain_text("cancel")
+    assert_never_reloaded(admin)
+
+
+def test_what_was_done_is_noted(site: AdminSite, admin: Page) -> None:
+    """By whom, too."""
+    opened(site, admin, "events")
+    who = site.keys["admin"].split("_")[1]
+    made = site.call("POST", "/keys", {"label": "noted"}).json()["key"]["id"]
+    expect(admin.get_by_role("row").filter(has_text=made)).to_contain_text(who, timeout=SOON_MS)
+    assert_never_reloaded(admin)
+    admin.get_by_label("Show", exact=True).select_option("Backends")
+    admin.get_by_role("button", name="Show").click()
+    expect(admin).to_have_url(re.compile("kind=backend"))
+    expect(admin.get_by_role("row").filter(has_text=made)).to_have_count(0)
