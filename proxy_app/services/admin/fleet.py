@@ -30,15 +30,18 @@ STORM_REQUESTS, STORM_SHARE = 20, 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the registry says beside the Fleet."""
+    """What the registry says beside the Fleet, and what is counted over all of it.
 
+    Args:
+        alone: the models that one live backend holds and no other one, by its id.
+    """
+
+    in_flight: Mapping[int, int]
+    held: Mapping[int, int]
+    alone: Mapping[int, list[str]]
     loaded: Mapping[int, list[dict[str, Any]]]
     used: Mapping[str, Tally]
     beat_age_s: float | None
-
-
-# By backend: how many models it holds, and the names of those that nobody else has.
-_Counts = tuple[Mapping[int, int], Mapping[int, list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +56,22 @@ class FleetDesk:
 
     def view(self) -> FleetView:
         """All backends. Raises: RegistryAway."""
-        fleet, seen = self.reloader.fleet, self.desk.run(self._look)
-        in_flight = self.leases.totals(list(fleet.by_id))
-        counts = _held(fleet), _alone(fleet)
-        backends = [self._backend(member, seen, in_flight, counts) for member in fleet.members]
+        fleet = self.reloader.fleet
+        seen = self._look(fleet)
+        backends = [self._backend(member, seen) for member in fleet.members]
         return FleetView(at=unix_now(), backends=backends, notices=list(self._notices(fleet, seen)))
 
     def backend(self, member: Member) -> BackendView:
         """One of them. Raises: RegistryAway."""
-        fleet = self.reloader.fleet
-        in_flight = self.leases.totals([member.backend.id])
-        return self._backend(member, self.desk.run(self._look), in_flight, (_held(fleet), _alone(fleet)))
+        return self._backend(member, self._look(self.reloader.fleet))
 
-    def _look(self, registry: Registry) -> _Seen:
-        loaded = defaultdict(list)
-        for backend_id, item in BackendStore(registry).loaded():
-            loaded[backend_id].append(item)
-        used: dict[str, Tally] = defaultdict(Tally)
-        for key, tally in UsageStore(registry).since(int(unix_now()) // HOUR_S * HOUR_S):
-            used[key.backend] += tally
-        return _Seen(loaded, used, registry.beat_age_s(time.monotonic()))
+    def _look(self, fleet: Fleet) -> _Seen:
+        in_flight = self.leases.totals(list(fleet.by_id))
+        loaded, used, beat_age_s = self.desk.run(_read)
+        return _Seen(in_flight, _held(fleet), _alone(fleet), loaded, used, beat_age_s)
 
-    def _backend(self, member: Member, seen: _Seen, in_flight: Mapping[int, int], counts: _Counts) -> BackendView:
-        backend, health, (held, alone) = member.backend, member.health, counts
+    def _backend(self, member: Member, seen: _Seen) -> BackendView:
+        backend, health = member.backend, member.health
         used = seen.used.get(backend.name, Tally())
         return BackendView(
             id=backend.id,
@@ -91,10 +87,10 @@ class FleetDesk:
             version=health.version,
             latency_s=health.latency_s,
             draining=backend.draining,
-            in_flight=in_flight.get(backend.id, 0),
+            in_flight=seen.in_flight.get(backend.id, 0),
             breaker=self.breakers.state(backend.id),
-            models=held.get(backend.id, 0),
-            alone=alone.get(backend.id, []),
+            models=seen.held.get(backend.id, 0),
+            alone=seen.alone.get(backend.id, []),
             loaded=[_loaded(item) for item in seen.loaded.get(backend.id, [])] if member.is_live else [],
             tokens_per_s=used.tokens_out / (used.gpu_ms / 1000) if used.gpu_ms and used.tokens_out else None,
             requests=used.requests,
@@ -113,7 +109,7 @@ class FleetDesk:
         elif fleet.is_dark:
             yield Notice(kind="no-backend", level="error", text="No backend is up: every request is refused.")
         yield from self._of_versions(fleet)
-        yield from _of_holders(fleet)
+        yield from _of_holders(fleet, seen)
         yield from _of_loads(seen)
 
     def _of_ourselves(self, seen: _Seen) -> Iterator[Notice]:
@@ -141,7 +137,7 @@ class FleetDesk:
             yield Notice(kind="old-version", level="warning", text=text, subjects=_names(old))
 
 
-def _of_holders(fleet: Fleet) -> Iterator[Notice]:
+def _of_holders(fleet: Fleet, seen: _Seen) -> Iterator[Notice]:
     drifted = fleet.drifted()
     if drifted:
         backends = sorted({name for names in drifted.values() for name in names})
@@ -149,7 +145,7 @@ def _of_holders(fleet: Fleet) -> Iterator[Notice]:
         yield Notice(kind="digest-drift", level="warning", text=text, subjects=sorted(drifted))
     if sum(member.is_live for member in fleet.members) < 2:
         return
-    lonely = [held[0].name for name in fleet.holders if len(held := fleet.live_holders(name)) == 1]
+    lonely = [name for names in seen.alone.values() for name in names]
     if lonely:
         text = f"Held by one backend only, and gone with it: {_some(sorted(lonely))}."
         yield Notice(kind="one-holder", level="info", text=text, subjects=sorted(lonely))
@@ -167,21 +163,31 @@ def _of_loads(seen: _Seen) -> Iterator[Notice]:
             yield Notice(kind="reload-storm", level="warning", text=text, subjects=[name])
 
 
+def _read(registry: Registry) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Tally], float | None]:
+    """What is loaded where, what was used in this hour, and how old the refresher's last beat is."""
+    loaded = defaultdict(list)
+    for backend_id, item in BackendStore(registry).loaded():
+        loaded[backend_id].append(item)
+    used: dict[str, Tally] = defaultdict(Tally)
+    for key, tally in UsageStore(registry).since(int(unix_now()) // HOUR_S * HOUR_S):
+        used[key.backend] += tally
+    return loaded, used, registry.beat_age_s(time.monotonic())
+
+
+def _alone(fleet: Fleet) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    for canonical in fleet.holders:
+        live = fleet.live_holders(canonical)
+        if len(live) == 1:
+            found[live[0].backend_id].append(live[0].name)
+    return found
+
+
 def _held(fleet: Fleet) -> dict[int, int]:
     found: dict[int, int] = defaultdict(int)
     for holdings in fleet.holders.values():
         for held in holdings:
             found[held.backend_id] += 1
-    return found
-
-
-def _alone(fleet: Fleet) -> dict[int, list[str]]:
-    """The models of which a backend is the only live holder, by backend."""
-    found: dict[int, list[str]] = defaultdict(list)
-    for name in sorted(fleet.holders):
-        live = fleet.live_holders(name)
-        if len(live) == 1:
-            found[live[0].backend_id].append(live[0].name)
     return found
 
 

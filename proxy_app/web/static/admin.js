@@ -5,26 +5,27 @@ const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const read = (values, path) => path.split(".").reduce((value, name) => value?.[name], values);
 
-// -- times: <time data-form="relative|short"> --------------------------------------------------------
+// -- times: <time data-form="relative|age|short"> --------------------------------------------------------
 
 const inFull = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 const inShort = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "always" });
-const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
-const REDRAW_MS = 20000;
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+const REDRAW_MS = 5000;
 
 function fromNow(at) {
   const seconds = (at - Date.now()) / 1000;
   const [unit, length] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? [];
-  if (unit) return relative.format(Math.trunc(seconds / length), unit);
-  return seconds > 0 ? "in less than a minute" : "just now";
+  return unit ? relative.format(Math.trunc(seconds / length), unit) : "now";
 }
+
+const age = (at) => `for ${fromNow(at).replace(" ago", "").replace("now", "a moment")}`;
 
 function showTimes(root) {
   for (const node of all("time[data-form]", root)) {
     const at = new Date(node.dateTime);
     if (Number.isNaN(at.getTime())) continue;
-    const text = node.dataset.form === "relative" ? fromNow(at) : inShort.format(at);
+    const text = { relative: fromNow, age }[node.dataset.form]?.(at) ?? inShort.format(at);
     if (node.textContent !== text) node.textContent = text;
     node.title = inFull.format(at);
   }
@@ -54,8 +55,10 @@ async function refresh() {
   const began = performance.now();
   try {
     const answer = await fetch(location.href, { cache: "no-store", credentials: "same-origin" });
-    if (answer.redirected) return location.reload();
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const isOther = answer.ok && one("script", page)?.getAttribute("src") !== one("script").getAttribute("src");
+    // The login has ended, or Caravan was updated.
+    if (answer.redirected || answer.status === 401 || isOther) return location.reload();
     if (!answer.ok) say("#failed", "This page could not be brought up to date. It shows what was known before.");
     else if (mustWait()) stale = true;
     else all("[data-live]").forEach((part) => bring(part, page.getElementById(part.id)));
@@ -143,7 +146,11 @@ function listen() {
   events.addEventListener("changed", changed);
   events.addEventListener("error", () => {
     pulse("lost");
-    if (events?.readyState === EventSource.CLOSED) { stop(); setTimeout(listen, 5000); }
+    if (events?.readyState !== EventSource.CLOSED) return;
+    // Refused, and not tried again by itself: the page's own address says whether it is the login.
+    stop();
+    changed();
+    setTimeout(listen, 5000);
   });
 }
 
@@ -204,7 +211,7 @@ function list(node, values) {
 }
 
 function fill(root, values) {
-  const truth = (path) => { const value = read(values, path); return Array.isArray(value) ? value.length > 0 : Boolean(value); };
+  const truth = (path) => Boolean([read(values, path)].flat()[0]);
   const asText = (value, kind) => (kind === "seconds" ? `${Math.round(value * 1000)} ms` : String(value ?? "not known"));
   for (const node of all("[data-text]", root)) {
     const value = read(values, node.dataset.text);
