@@ -251,7 +251,15 @@ def test_a_client_that_reads_nothing_keeps_no_backend(site: Site, version: str) 
     site.stand.fakes[0].tokens = 10_000_000
     with site.stand.client() as client:
         send(client, request_id=name, version=version, stream=True)
-        until(lambda: site.the_one().tokens > 1000, "it has begun")
+        counts = [0]
+
+        def is_stuck() -> bool:
+            counts.append(site.the_one().tokens)
+            # Longer than a list is old.
+            time.sleep(0.6)
+            return 1000 < counts[-2] == counts[-1]
+
+        until(is_stuck, "its client has no room left", deadline_s=20)
         assert cancelled(site) < LATE_S
         head = client.read_head()
         assert is_honest(head, client.iter_body(head))
