@@ -169,7 +169,7 @@ def office(services: Runtime) -> Office:
         backends=BackendAdmin(settings, lambda: reloader.fleet, desk, services.store.visibility, events),
         fleet_desk=FleetDesk(settings, reloader, desk, parts.leases, parts.breakers),
         model_desk=ModelDesk(reloader, services.catalog, services.store, parts.upstream, loading, events),
-        key_desk=KeyDesk(settings, desk, events),
+        key_desk=KeyDesk(settings, desk, services.store.visibility, events),
         event_book=events,
         traffic_desk=services.traffic,
     )

@@ -244,15 +244,26 @@ def is_honest(head: RawResponse, pieces: Iterator[bytes]) -> bool:
     return "ndjson" in (head.content_type or "") and json.loads(rest.splitlines()[-1]) == {"error": TOLD}
 
 
-def test_a_client_that_reads_nothing_keeps_no_backend(site: Site) -> None:
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+def test_a_client_that_reads_nothing_keeps_no_backend(site: Site, version: str) -> None:
+    """The worker waits for its client then: in the pump, or, where the answer has no chunks, in a write."""
+    name = f"deaf-{version[-1]}"
     site.stand.fakes[0].tokens = 10_000_000
     with site.stand.client() as client:
-        send(client, request_id="deaf", stream=True)
-        until(lambda: site.the_one().tokens > 1000, "it has begun")
+        send(client, request_id=name, version=version, stream=True)
+        counts = [0]
+
+        def is_stuck() -> bool:
+            counts.append(site.the_one().tokens)
+            # Longer than a list is old.
+            time.sleep(0.6)
+            return 1000 < counts[-2] == counts[-1]
+
+        until(is_stuck, "its client has no room left", deadline_s=20)
         assert cancelled(site) < LATE_S
         head = client.read_head()
         assert is_honest(head, client.iter_body(head))
-    assert site.finished("deaf").outcome == "cancelled"
+    assert site.finished(name).outcome == "cancelled"
 
 
 def test_ids_of_clients_do_not_matter(site: Site) -> None:

@@ -13,6 +13,7 @@ from proxy_app.services import key_admin
 from proxy_app.services.admin.events import EventBook
 from proxy_app.services.admin.shapes import KeysView, KeyView, MadeKey, NewKey, Rotation
 from proxy_app.services.desk import RegistryDesk
+from proxy_app.services.visibility import Visibility
 from proxy_app.settings import Settings
 from proxy_app.store.keys import KeyStore, StoredKey
 from proxy_app.store.limits import DAY_S
@@ -25,10 +26,14 @@ Used = Mapping[str, Tally]
 
 @dataclass(frozen=True, slots=True)
 class KeyDesk:
-    """Owned by: the worker's runtime. Methods raise RegistryAway, and RequestErrors with texts for the operator."""
+    """Owned by: the worker's runtime. What a method says was done, every worker obeys by then.
+
+    Methods raise RegistryAway, and RequestErrors with texts for the operator.
+    """
 
     settings: Settings
     desk: RegistryDesk
+    visibility: Visibility
     events: EventBook
 
     def view(self) -> KeysView:
@@ -57,6 +62,7 @@ class KeyDesk:
             made = self.desk.run(lambda registry: key_admin.create_in(self.settings, KeyStore(registry), wish))
         except key_admin.KeyProblem as exc:
             raise BadRequest(str(exc)) from None
+        self.visibility.spread()
         self.events.note("key.created", caller.key_id, made.stored.id, f"{made.stored.label}: {_may(made.stored)}")
         return MadeKey(key=_view(made.stored, {}), secret=made.text)
 
@@ -69,6 +75,7 @@ class KeyDesk:
             return _find(registry, key_id)
 
         key = self.desk.run(end)
+        self.visibility.spread()
         self.events.note("key.revoked", caller.key_id, key.id, f"{key.label} was revoked", "warning")
         return _view(key, {})
 
@@ -83,6 +90,7 @@ class KeyDesk:
             made = self.desk.run(turn)
         except key_admin.KeyProblem as exc:
             raise Conflict(str(exc)) from None
+        self.visibility.spread()
         text = f"{made.stored.label}: {made.stored.id} takes the place of {key_id} in {order.overlap_s:g} s"
         self.events.note("key.rotated", caller.key_id, key_id, text)
         return MadeKey(key=_view(made.stored, {}), secret=made.text)
