@@ -17,7 +17,7 @@ from bench.load import Spec
 from bench.report import Ratio, Report
 from bench.rounds import Row
 from bench.world import Options, RunFailed, Target
-from conformance.fakes.http import fetch
+from conformance.fakes.http import RawClient, fetch
 from proxy_app.services import key_admin
 from proxy_app.settings import load
 from tests.admin import API, PAGES
@@ -34,6 +34,7 @@ CALLS = {
     "api, search": f"{API}/models?query=model-19",
 }
 SEARCH = {"search": f"{PAGES['models']}?query=model-19"}
+LIVE, WATCHERS = "/admin/live", 20
 # How long all backends may take until they are known.
 KNOWN_S = 60.0
 
@@ -51,6 +52,7 @@ def measure(options: Options, folder: Path) -> Report:
         paths = {**PAGES, **SEARCH, **CALLS}
         measures = {name: partial(one, options, ours, behind, key, path) for name, path in paths.items()}
         report.rows = rounds.in_turn(options.rounds, measures)
+        report.notes.append(watching(options, ours, key))
     for name in (*PAGES, *SEARCH):
         row = report.row(target=name)
         assert row is not None
@@ -99,3 +101,15 @@ def one(options: Options, target: Target, behind: Target, key: str, path: str) -
     spec.watch = rounds.watched(target, behind)
     window = world.load(spec)["window"]
     return {"p95_us": window["p95_us"], **rounds.answers(window, target, 0.0)}
+
+
+def watching(options: Options, target: Target, key: str) -> str:
+    """What pages cost that are left open while nothing changes."""
+    alone = rounds.idle_load(target, options.window_s)
+    with ExitStack() as stack:
+        for _ in range(WATCHERS):
+            client = stack.enter_context(RawClient(target.url))
+            client.send_request("GET", LIVE, headers={"Authorization": f"Bearer {key}"})
+            client.read_until(b"retry: ")
+        watched = rounds.idle_load(target, options.window_s)
+    return f"idle, of one core: {alone:.2%}; with {WATCHERS} open pages {watched:.2%}"

@@ -6,6 +6,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.admin import PAGES, AdminSite
 
+# How long in milliseconds a page may take to show what has changed; as a person would wait.
+SOON_MS = 10_000
+
 
 def opened(site: AdminSite, page: Page, name: str) -> Page:
     """Open a page and mark it: the mark is gone when it is loaded again."""

@@ -18,7 +18,7 @@ from conformance.fakes.http import RawResponse, fetch
 from conformance.fakes.ollama import FakeOllama
 from conformance.fakes.wire import LAST_CHUNK, Exchange
 from tests.admin import LOGIN, PAGES, AdminSite
-from tests.browser.steps import assert_never_reloaded, dialog, opened, row
+from tests.browser.steps import SOON_MS, assert_never_reloaded, dialog, opened, row
 from tests.browser.watch import Watch
 from tests.keys import STRANGER, bearer
 from tests.product import question
@@ -26,8 +26,6 @@ from tests.product import question
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
 
-# How long in milliseconds a page may take to show what has changed; as a person would wait.
-SOON_MS = 10_000
 SHARED = "llama3.2:3b"
 GIB = 1 << 30
 

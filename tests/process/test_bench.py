@@ -15,6 +15,7 @@ from bench.wire import BadAnswer
 from bench.world import NGINX, RunFailed, load
 from conformance.fakes.faults import Error500, Fault, LongContentLength, ShortContentLength, Status
 from conformance.fakes.ollama import FakeOllama
+from tests.admin import PAGES
 from tests.conftest import FakeFactory
 from tests.fakes.procs import ROOT
 
@@ -66,6 +67,14 @@ def test_each_bench_measures_caravan_and_its_baselines_in_one_run(name: str, tar
     assert next(row for row in report["rows"] if row["target"] == "caravan")["cpu_us"] > 0
     assert bool(report["incomplete"]) is is_partial
     assert is_partial or report["ratios"]
+
+
+def test_the_pages_of_a_big_fleet_are_measured() -> None:
+    done = bench("admin", "--json")
+    assert done.returncode == OK, done.stderr
+    (report,) = json.loads(done.stdout)
+    assert {row["target"] for row in report["rows"]} >= PAGES.keys()
+    assert len(report["ratios"]) >= len(PAGES)
 
 
 # `good` is more than starting up asks for. The four streams that come first go to the backend alone, so that here the
