@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -307,6 +308,20 @@ def test_an_open_page_hears_of_a_change_through_any_worker(site: Stand) -> None:
         call(site, "PATCH", "/backends/b", {"draining": True})
         assert b"event: changed" in next(pieces)
     call(site, "PATCH", "/backends/b", {"draining": False})
+
+
+def test_a_registry_that_is_locked_is_told_and_no_bug(site: Stand) -> None:
+    folder = Path(site.process.env["DATA_DIR"])
+    registry = sqlite3.connect(folder / "caravan.db", isolation_level=None)
+    try:
+        registry.execute("BEGIN IMMEDIATE")
+        answer = call(site, "PATCH", "/backends/a", {"draining": True})
+        assert (answer.status, answer.header("retry-after")) == (503, "1")
+        assert "the registry cannot be used now" in answer.json()["error"]
+        assert call(site, "GET", "/backends").status == 200, "reading goes on"
+    finally:
+        registry.close()
+    assert "Traceback" not in site.process.output
 
 
 # -- settings ---------------------------------------------------------------------------------------------
