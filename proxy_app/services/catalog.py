@@ -6,6 +6,8 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,6 +57,7 @@ class Catalog:
         self._flights: Flights[Document] = Flights()
         self._refreshed: dict[ShowKey, float] = {}
         self._asked: dict[str, tuple[str, float]] = {}
+        self._hits: Counter[str] = Counter()
         self._stop = threading.Event()
         self._notes = threading.Thread(target=self._note_asked, name="asked", daemon=True)
         self._notes.start()
@@ -106,6 +109,13 @@ class Catalog:
         key = ShowKey("local", canonical, False)
         return self._memory.get(key) or self._shared(key)[0]
 
+    def hits(self, canonicals: Sequence[str]) -> list[int | None]:
+        """How often local models' documents were served by all workers, up to some seconds ago."""
+        try:
+            return list(self._cache.hits([ShowKey("local", canonical, False) for canonical in canonicals]))
+        except CacheAway:
+            return [None] * len(canonicals)
+
     def _show_local(self, fleet: Fleet, name: ModelName, query: ShowQuery, raw_body: bytes) -> ShowAnswer:
         holders = fleet.live_holders(name.canonical)
         if not query.is_cacheable or (holders and holders[0].is_remote_stub):
@@ -151,7 +161,7 @@ class Catalog:
             return _served("stale", old)
         if document.status == 200:
             # Only what exists: a client could make up names without end.
-            self._ask_noted(key, name)
+            self._ask_noted(key, name, is_hit=False)
         return ShowAnswer(document.status, "miss", body=document.body)
 
     def _fleet_now(self) -> Fleet:
@@ -222,17 +232,21 @@ class Catalog:
         if len(entry.body) <= self._memory.maxsize:
             self._memory[key] = entry
 
-    def _ask_noted(self, key: ShowKey, name: ModelName) -> None:
+    def _ask_noted(self, key: ShowKey, name: ModelName, *, is_hit: bool = True) -> None:
+        self._hits[str(key)] += is_hit
         self._asked[str(key)] = (name.given, unix_now())
 
     def _note_asked(self) -> None:
         """Tell Redis every few seconds what was asked for: it is hydrated at the next start."""
         while not self._stop.wait(NOTE_S):
             asked, self._asked = self._asked, {}
+            hits, self._hits = self._hits, Counter()
             try:
                 self._cache.note_asked(asked)
+                self._cache.note_hits(hits)
             except CacheAway:
                 self._asked = {**asked, **self._asked}
+                self._hits += hits
             except Exception:  # the top of a thread
                 log.exception("what was asked for could not be noted")
 

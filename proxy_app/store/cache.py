@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import redis
 
@@ -34,6 +34,7 @@ class ShowCache:
         self._sizes = f"{self._root}:sizes"
         self._asked = f"{self._root}:asked"
         self._names = f"{self._root}:names"
+        self._hits = f"{self._root}:hits"
 
     def get(self, key: ShowKey) -> ShowEntry | None:
         document = self._document(key)
@@ -75,6 +76,8 @@ class ShowCache:
         """Drop the documents of local models that nobody holds any more; returns how many."""
         keys = [ShowKey("local", canonical, verbose) for canonical in canonicals for verbose in (False, True)]
         gone = [self._document(key) for key in keys]
+        if keys:
+            self._gate.run(lambda client: client.hdel(self._hits, *map(str, keys)))
         return int(self._gate.call(_DROP, [self._lru, self._sizes], gone)) if gone else 0
 
     def size_bytes(self) -> tuple[int, int]:
@@ -115,6 +118,26 @@ class ShowCache:
 
         scored, names, _ = self._gate.run(take)
         return {key.decode(): (names[key].decode(), float(at)) for key, at in scored if key in names}
+
+    # -- how often they were served ----------------------------------------------------------------
+
+    def note_hits(self, hits: Mapping[str, int]) -> None:
+        """Count how often documents were served, by their keys."""
+
+        def write(client: redis.Redis) -> None:
+            with client.pipeline(transaction=False) as pipe:
+                for key, count in hits.items():
+                    pipe.hincrby(self._hits, key, count)
+                pipe.execute()
+
+        if hits:
+            self._gate.run(write)
+
+    def hits(self, keys: Sequence[ShowKey]) -> list[int]:
+        """How often each was served since its model was first seen."""
+        names = [str(key) for key in keys]
+        found = self._gate.run(lambda client: client.hmget(self._hits, names)) if names else []
+        return [int(count or 0) for count in found]
 
     # -- one fetch at a time -----------------------------------------------------------------------
 

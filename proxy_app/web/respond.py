@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from proxy_app.dialects.errors import JSON, Dialect, error_body
 from proxy_app.domain import Listing
-from proxy_app.errors import Cancelled, CloudDisabled, Limited, RequestError, Unauthorized, Unavailable
+from proxy_app.errors import Cancelled, CloudDisabled, Limited, RegistryAway, RequestError, Unauthorized, Unavailable
 from proxy_app.services.runtime import Runtime
 
 Pairs = Iterable[tuple[str, str]]
@@ -120,6 +120,13 @@ def register_errors(app: Flask) -> None:
     @app.errorhandler(RequestError)
     def refused(error: RequestError) -> Raw:
         return error_answer(error, dialect_of(request.path))
+
+    @app.errorhandler(RegistryAway)
+    def without_registry(error: RegistryAway) -> Raw:
+        """What operators see and change is there; it is locked for a moment, or its disk is full."""
+        current_app.logger.warning("%s %s: %s", request.method, request.path, error)
+        told = Unavailable("the registry cannot be used now: try again, and look into the log if it stays so", 1)
+        return error_answer(told, dialect_of(request.path))
 
     @app.errorhandler(HTTPException)
     def refused_by_the_framework(error: HTTPException) -> Raw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,10 @@ def backend(site: Stand, name: str) -> dict[str, Any] | None:
 def model(site: Stand, name: str) -> dict[str, Any]:
     (found,) = call(site, "GET", f"/models?query={name}").json()["models"]
     return dict(found)
+
+
+def current(site: Stand, name: str) -> dict[str, bool]:
+    return {holder["backend"]: holder["is_current"] for holder in model(site, name)["holders"]}
 
 
 def events(site: Stand, kind: str = "") -> list[dict[str, Any]]:
@@ -201,8 +206,8 @@ def test_a_model_that_drifted_is_told(site: Stand) -> None:
     site.fakes[1].set_digest("tiny", "f" * 64)
     try:
         until(lambda: "tiny:latest" in notices(site).get("digest-drift", ""), "the drift is seen")
-        holders = {one["backend"]: one["is_current"] for one in model(site, "tiny")["holders"]}
-        assert holders == {"a": True, "b": False}
+        # Each worker sees it in its own time.
+        until(lambda: current(site, "tiny") == {"a": True, "b": False}, "who has the other one is told")
     finally:
         site.fakes[1].set_digest("tiny", before)
 
@@ -227,7 +232,10 @@ def test_changes_of_state_are_events(tmp_path: Path) -> None:
 
 
 def test_a_model_says_who_holds_it_and_what_it_can(site: Stand) -> None:
-    fetch(f"{site.url}/api/show", "POST", json={"model": "tiny"})
+    before = model(site, "tiny")["cache"]["hits"]
+    for _ in range(5):
+        fetch(f"{site.url}/api/show", "POST", json={"model": "tiny"})
+    until(lambda: model(site, "tiny")["cache"]["hits"] >= before + 3, "what was served is counted")
     found = model(site, "tiny")
     assert [holder["backend"] for holder in found["holders"]] == ["a", "b"]
     assert found["capabilities"] == ["completion"]
@@ -300,6 +308,20 @@ def test_an_open_page_hears_of_a_change_through_any_worker(site: Stand) -> None:
         call(site, "PATCH", "/backends/b", {"draining": True})
         assert b"event: changed" in next(pieces)
     call(site, "PATCH", "/backends/b", {"draining": False})
+
+
+def test_a_registry_that_is_locked_is_told_and_no_bug(site: Stand) -> None:
+    folder = Path(site.process.env["DATA_DIR"])
+    registry = sqlite3.connect(folder / "caravan.db", isolation_level=None)
+    try:
+        registry.execute("BEGIN IMMEDIATE")
+        answer = call(site, "PATCH", "/backends/a", {"draining": True})
+        assert (answer.status, answer.header("retry-after")) == (503, "1")
+        assert "the registry cannot be used now" in answer.json()["error"]
+        assert call(site, "GET", "/backends").status == 200, "reading goes on"
+    finally:
+        registry.close()
+    assert "Traceback" not in site.process.output
 
 
 # -- settings ---------------------------------------------------------------------------------------------

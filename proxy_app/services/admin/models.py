@@ -47,7 +47,8 @@ class ModelDesk:
         pages = max(1, math.ceil(len(found) / PAGE))
         page = min(max(1, page), pages)
         shown = found[(page - 1) * PAGE : page * PAGE]
-        models = [self._view(fleet, canonical) for canonical in shown]
+        hits = self.catalog.hits(shown)
+        models = [self._view(fleet, *each) for each in zip(shown, hits, strict=True)]
         return ModelsView(models=models, total=len(found), page=page, pages=pages, query=query)
 
     def model(self, name: str) -> ModelView:
@@ -56,7 +57,7 @@ class ModelDesk:
         fleet = self.reloader.fleet
         if canonical not in fleet.holders:
             raise Missing(f"no backend holds {name}")
-        return self._view(fleet, canonical)
+        return self._view(fleet, canonical, *self.catalog.hits([canonical]))
 
     def pull(self, model: str, backends: Sequence[str], origin: Origin, client: Client, caller: Caller) -> Answer:
         """Pull a model to these backends, with one progress in Ollama's form."""
@@ -121,7 +122,7 @@ class ModelDesk:
                 return fleet.by_id[held.backend_id].backend
         raise Missing(f"{name} does not hold {model}")
 
-    def _view(self, fleet: Fleet, canonical: str) -> ModelView:
+    def _view(self, fleet: Fleet, canonical: str, hits: int | None) -> ModelView:
         holders = fleet.holders[canonical]
         best = holders[0]
         entry = self.catalog.peek(canonical)
@@ -138,7 +139,9 @@ class ModelDesk:
             quantization=_text(details.get("quantization_level")),
             capabilities=_capabilities(best.item, document),
             context_length=_context_length(document),
-            cache=CacheView(stored_at=entry.stored_at, size=len(entry.body)) if entry else CacheView(),
+            cache=CacheView(
+                stored_at=entry.stored_at if entry else None, size=len(entry.body) if entry else None, hits=hits
+            ),
         )
 
 

@@ -145,10 +145,11 @@ class HolderView(Shape, kw_only=True, frozen=True):
 
 
 class CacheView(Shape, kw_only=True, frozen=True):
-    """A model's show document in the cache. stored_at None: it is not there."""
+    """A model's show document in the cache. stored_at None: it is not there. hits: how often it was served."""
 
     stored_at: float | None = None
     size: int | None = None
+    hits: int | None = None
 
 
 class ModelView(Shape, kw_only=True, frozen=True):
