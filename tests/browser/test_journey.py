@@ -187,6 +187,7 @@ def test_a_key_is_made_used_and_revoked(site: AdminSite, admin: Page) -> None:
     assert secret.startswith("cv_")
     assert secret in dialog(admin).get_by_role("region", name="Lines for curl").inner_text()
     dialog(admin).get_by_role("button", name="I have copied it").click()
+    expect(admin.locator("#secret")).not_to_contain_text(secret)
     assert secret not in admin.content()
     expect(row(admin, "alice", "#keys")).to_contain_text("0 requests", timeout=SOON_MS)
     assert site.chat(secret, SHARED).status == 200
