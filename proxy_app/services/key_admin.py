@@ -19,6 +19,8 @@ from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
 
 LONGEST_LABEL = 200
+# Holds emoji of several parts together.
+_JOINER = "\u200d"
 # A person waits for this; a refresher that writes holds the registry for milliseconds.
 BUSY_S = 5.0
 
@@ -159,7 +161,7 @@ def _registry(settings: Settings) -> Iterator[Registry]:
 
 
 def _label(text: str) -> str:
-    if not text.strip() or len(text) > LONGEST_LABEL or not text.isprintable():
+    if not text.strip() or len(text) > LONGEST_LABEL or not text.replace(_JOINER, "").isprintable():
         raise KeyProblem(f"label: expected 1 to {LONGEST_LABEL} printable characters")
     return text.strip()
 

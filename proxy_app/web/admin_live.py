@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from flask import g, request
 
 from proxy_app.errors import RegistryAway
 from proxy_app.services.runtime import Runtime
 from proxy_app.web.respond import Raw, runtime
 
-# How often is looked, and how often something is said so that a page that has gone is noticed. Seconds.
+# How often is looked, how often whether the login still holds, and how often something is said so that a page that has
+# gone is noticed. Seconds.
 LOOK_S = 1.0
+CHECK_S = 5.0
 ALIVE_S = 15.0
 
 
 def live() -> Raw:
+    """The stream; it ends with the login that opened it, and keeps that from being idle."""
+    token, address, services = g.get("session_token"), request.environ.get("REMOTE_ADDR", ""), runtime()
+    is_let_in = partial(services.admin.sessions.caller, token, address) if token else lambda: True
     headers = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
-    return Raw(_events(runtime()), 200, headers)
+    return Raw(_events(services, is_let_in), 200, headers)
 
 
-def _events(services: Runtime) -> Iterator[bytes]:
+def _events(services: Runtime, is_let_in: Callable[[], object]) -> Iterator[bytes]:
     seen, said_s = _pulse(services), time.monotonic()
+    checked_s = said_s
     yield b"retry: 2000\n\n"
     while not services.draining:
         time.sleep(LOOK_S)
+        if time.monotonic() - checked_s > CHECK_S:
+            checked_s = time.monotonic()
+            if not is_let_in():
+                return
         pulse = _pulse(services)
         if pulse != seen:
             seen, said_s = pulse, time.monotonic()

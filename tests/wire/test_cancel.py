@@ -183,7 +183,7 @@ def test_a_hundred_that_leave_together_free_everything(site: Stand) -> None:
         client.abort()
     site.fakes[0].wait_idle()
     # 200 ms for each of them, and the time it takes 100 clients to leave.
-    assert time.monotonic() - left_s < 1
+    assert time.monotonic() - left_s < LATE_S
     assert site.post("/api/generate").complete
 
 

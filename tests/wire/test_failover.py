@@ -295,7 +295,7 @@ def test_a_killed_backend_is_tried_once_and_then_left_alone_until_it_is_back(
         a.restart()
         back_at = time.monotonic()
         two.process.wait_until(lambda: asks_first(two, a), "a serves again", 5)
-        assert time.monotonic() - back_at < 5
+        assert time.monotonic() - back_at < 20
 
 
 def tries_of(name: str, site: Stand) -> int:

@@ -330,7 +330,7 @@ def test_a_hang_up_between_heartbeats_frees_the_backend(site: Stand, way: str, s
         client.close() if way == "fin" else client.abort()
         assert request.client_gone.wait(5)
         assert request.gone_after_s is not None
-        assert request.at + request.gone_after_s - left_s < 0.2
+        assert request.at + request.gone_after_s - left_s < 2
     assert site.counts("/api/chat") == [1, 0]
 
 

@@ -534,7 +534,7 @@ def no_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 def test_a_killed_worker_takes_only_its_own_streams_and_others_serve_on(pair: Stand) -> None:
     pair.tidy()
     for fake in pair.fakes:
-        fake.tokens, fake.token_delay_s = 30, 0.02
+        fake.tokens, fake.token_delay_s = 150, 0.02
     pair.process.wait_until(lambda: len(workers(pair)) == 2, "both workers run", 5)
     with ExitStack() as stack:
         running = streams_on_both_workers(pair, stack)
