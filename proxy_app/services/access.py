@@ -28,6 +28,7 @@ class Access:
         self._settings = settings
         self._ring: KeyRing | None = None
         self._seen: tuple[int, int] | None = None
+        self._had_keys = False
         self.used: dict[str, float] = {}
         scopes: frozenset[Scope] = frozenset(settings.anonymous_scopes)  # type: ignore[arg-type]
         self._stranger = Caller(scopes=scopes, limits=settings.limits)
@@ -47,8 +48,8 @@ class Access:
         if seen != self._seen or before is None or before.is_empty:
             ring = ring_of(store.all(), self._settings)
             # Keys are ended, never deleted: where there are none any more, they were lost.
-            had_keys = before is not None and (bool(before.entries) or before.is_lost)
-            self._ring = replace(ring, is_lost=not ring.entries and (ring.is_lost or had_keys))
+            self._had_keys = self._had_keys or bool(ring.entries)
+            self._ring = replace(ring, is_lost=not ring.entries and (ring.is_lost or self._had_keys))
             self._seen = seen
 
     def caller(self, given: Presented, address: str, *, is_local: bool) -> Caller:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from proxy_app.dialects.credentials import digest, new_key
 from proxy_app.domain import Scope, parse_limits
-from proxy_app.errors import CaravanError
+from proxy_app.errors import CaravanError, RegistryAway
 from proxy_app.services.keyring import public_key
 from proxy_app.services.setup import MARK
 from proxy_app.settings import Settings
@@ -119,17 +119,21 @@ def rotate_in(settings: Settings, store: KeyStore, text: str, overlap_s: float) 
         raise KeyProblem(f"the key {old.id} has ended: make a new one")
     now = unix_now()
     fresh = replace(old, created_at=now, revoked_at=None, replaces=old.id, used_at=None)
-    made = _add(settings, store, fresh)
-    store.end([old.id], now + overlap_s)
-    return made
+    return _add(settings, store, fresh, now + overlap_s)
 
 
-def _add(settings: Settings, store: KeyStore, wanted: StoredKey) -> NewKey:
+def _add(settings: Settings, store: KeyStore, wanted: StoredKey, replaced_at: float | None = None) -> NewKey:
     key_id, text = new_key()
     stored = replace(wanted, id=key_id, digest=digest(text))
-    # First the mark: from here on, an empty registry opens the door to nobody.
-    (settings.data_dir / MARK).touch(mode=0o600)
-    store.add(stored)
+    mark = settings.data_dir / MARK
+    was_marked = mark.exists()
+    try:
+        # From the mark on, an empty registry opens the door to nobody: it is there before the first key holds.
+        store.add(stored, lambda: mark.touch(mode=0o600), replaced_at)
+    except RegistryAway:
+        if not was_marked:
+            mark.unlink(missing_ok=True)
+        raise
     return NewKey(stored, text)
 
 

@@ -40,6 +40,10 @@ def check_url(raw: object) -> str:
         raise ValueError("expected a URL such as http://gpu1:11434")
     if url.username or url.password or url.query or url.fragment:
         raise ValueError("expected a URL without user, query and fragment (use auth_token or headers)")
+    try:
+        url.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError("expected a host's name, its parts of 1 to 63 letters") from None
     if url.port == 0:
         raise ValueError("expected a port between 1 and 65535")
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"

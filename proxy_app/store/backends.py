@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from proxy_app.settings import BackendSettings
 from proxy_app.store import rows
 from proxy_app.store.registry import Registry
-
-_FIELDS = {"url", "priority", "slots", "cloud", "auth_token", "headers"}
 
 
 class BackendStore:
@@ -29,34 +28,51 @@ class BackendStore:
             _bump(db)
             return True
 
-    def change(self, name: str, backend: BackendSettings) -> None:
-        """Make an operator's backend like this; where its URL changes, what was learned of it is forgotten."""
+    def change(self, name: str, backend: BackendSettings, named: Collection[str]) -> bool:
+        """Give some fields of an operator's backend new values; False where it is not there any more.
+
+        What was learned of it is forgotten where its URL changes.
+
+        Args:
+            backend: has the values.
+            named: the fields; others stay as they are by now, whatever `backend` says of them.
+        """
         with self._registry.writing() as db:
-            old = next(db.table("backends").rows_where("name = ? AND origin = 'operator'", [name]))
+            old = _operators_row(db, name)
+            if old is None:
+                return False
             fresh = {**rows.backend_row(backend, old["place"]), **_operators(backend)}
-            db.table("backends").update(old["id"], {key: fresh[key] for key in _FIELDS})
-            if old["url"] != backend.url:
+            db.table("backends").update(old["id"], {key: fresh[key] for key in named})
+            if "url" in named and old["url"] != backend.url:
                 self._registry.forget(old["id"])
             _bump(db)
+            return True
 
     def drain(self, name: str, *, draining: bool) -> None:
         with self._registry.writing() as db:
             db.execute("UPDATE backends SET draining = ? WHERE name = ?", [int(draining), name])
             _bump(db)
 
-    def remove(self, name: str) -> None:
-        """Remove an operator's backend, and all that was learned of it."""
+    def remove(self, name: str) -> bool:
+        """Remove an operator's backend, and all that was learned of it; False where it is not there any more."""
         with self._registry.writing() as db:
-            row = next(db.table("backends").rows_where("name = ? AND origin = 'operator'", [name]))
+            row = _operators_row(db, name)
+            if row is None:
+                return False
             self._registry.forget(row["id"])
             db.table("wishes").delete_where("backend_id = ?", [row["id"]])
             db.table("backends").delete(row["id"])
             _bump(db)
+            return True
 
     def loaded(self) -> list[tuple[int, dict[str, Any]]]:
         """(backend's id, its `/api/ps` record) for each model in a backend's memory."""
         with self._registry.reading() as db:
             return [(row["backend_id"], json.loads(row["item"])) for row in db.table("loaded").rows]
+
+
+def _operators_row(db: Any, name: str) -> dict[str, Any] | None:
+    return next(db.table("backends").rows_where("name = ? AND origin = 'operator'", [name]), None)
 
 
 def _operators(backend: BackendSettings) -> dict[str, Any]:

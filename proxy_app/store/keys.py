@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,18 +73,25 @@ class KeyStore:
         keys = self.all()
         return [key for key in keys if key.id == text] or [key for key in keys if key.label == text]
 
-    def add(self, key: StoredKey) -> None:
+    def add(self, key: StoredKey, mark: Callable[[], None] = lambda: None, replaced_at: float | None = None) -> None:
+        """Add a key.
+
+        Args:
+            mark: is called when the key is written and nobody sees it yet: should it fail, there is no key.
+            replaced_at: when the key that it replaces ends.
+        """
         with self._registry.writing() as db:
             db.table("keys").insert(_row(key))
+            if replaced_at is not None:
+                _end(db, str(key.replaces), replaced_at)
             _bump(db)
+            mark()
 
     def end(self, key_ids: Iterable[str], at: float) -> None:
         """Revoke keys at a time, which may lie ahead; one that ends sooner keeps its end."""
         with self._registry.writing() as db:
             for key_id in key_ids:
-                db.execute(
-                    "UPDATE keys SET revoked_at = MIN(COALESCE(revoked_at, ?), ?) WHERE id = ?", [at, at, key_id]
-                )
+                _end(db, key_id, at)
             _bump(db)
 
     def note_used(self, used: Mapping[str, float]) -> None:
@@ -92,6 +99,10 @@ class KeyStore:
         with self._registry.writing() as db:
             for key_id, at in used.items():
                 db.execute("UPDATE keys SET used_at = MAX(COALESCE(used_at, 0), ?) WHERE id = ?", [at, key_id])
+
+
+def _end(db: Any, key_id: str, at: float) -> None:
+    db.execute("UPDATE keys SET revoked_at = MIN(COALESCE(revoked_at, ?), ?) WHERE id = ?", [at, at, key_id])
 
 
 def _bump(db: Any) -> None:

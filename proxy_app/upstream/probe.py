@@ -14,6 +14,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 from requests.exceptions import RequestException
+from urllib3.exceptions import HTTPError
 
 from proxy_app.domain import Backend
 from proxy_app.errors import BadAnswer, Unreachable, UpstreamError, UpstreamTimeout
@@ -115,6 +116,9 @@ class Prober:
                     raise BadAnswer(f"{path} answered {response.status_code}")
         except RequestException as exc:
             raise _mapped(exc, path, self._read_s) from exc
+        except (HTTPError, ValueError) as exc:
+            # What requests lets through: a host that is none.
+            raise Unreachable(f"its address makes no sense: {exc}") from exc
         return _object(body, path)
 
 
@@ -131,7 +135,8 @@ def _read(response: requests.Response, deadline: float) -> bytes:
 
 def _object(body: bytes, path: str) -> Mapping[str, Any]:
     try:
-        answer = json.loads(body, parse_constant=_refuse, parse_float=_finite)
+        # Strictly: given bytes, Python reads halves of surrogate pairs from them, and UTF-16.
+        answer = json.loads(body.decode(), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         raise BadAnswer(f"{path} answered no JSON") from None
     if not isinstance(answer, dict):

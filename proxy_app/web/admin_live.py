@@ -35,7 +35,7 @@ def _events(services: Runtime, is_let_in: Callable[[], object]) -> Iterator[byte
         time.sleep(LOOK_S)
         if time.monotonic() - checked_s > CHECK_S:
             checked_s = time.monotonic()
-            if not is_let_in():
+            if not _still(is_let_in):
                 return
         pulse = _pulse(services)
         if pulse != seen:
@@ -44,6 +44,13 @@ def _events(services: Runtime, is_let_in: Callable[[], object]) -> Iterator[byte
         elif time.monotonic() - said_s > ALIVE_S:
             said_s = time.monotonic()
             yield b": alive\n\n"
+
+
+def _still(is_let_in: Callable[[], object]) -> bool:
+    try:
+        return bool(is_let_in())
+    except RegistryAway:
+        return True
 
 
 def _pulse(services: Runtime) -> object:

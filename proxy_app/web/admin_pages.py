@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from flask import g, render_template, request
+from msgspec.structs import replace
 from werkzeug.exceptions import NotFound
 
-from proxy_app.services.admin.shapes import ModelsView, ModelView
+from proxy_app.services.admin.shapes import ChartView, KeysView, ModelsView, ModelView
 from proxy_app.store.redis import unix_now
 from proxy_app.web import units
 from proxy_app.web.charts import charts
@@ -66,8 +69,9 @@ def models() -> Raw:
 def traffic() -> Raw:
     span_s = _number("span")
     span_s = span_s if span_s in dict(SPANS) else SPANS[0][0]
-    office = runtime().admin
-    return _page("traffic", traffic=office.traffic(), charts=charts(office.chart(span_s)), span_s=span_s)
+    office, labels = runtime().admin, _labels(runtime().admin.keys())
+    chart = _labelled(office.chart(span_s), labels)
+    return _page("traffic", traffic=office.traffic(), charts=charts(chart), span_s=span_s, labels=labels)
 
 
 def keys() -> Raw:
@@ -132,6 +136,20 @@ def _number(name: str) -> int | None:
     """A whole number of the query; None where there is none that makes sense."""
     text = request.args.get(name, "")
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def _labels(found: KeysView) -> dict[str, str]:
+    """What people call a key, by its id; with the id where several are called so."""
+    names = Counter(key.label for key in found.keys)
+    return {key.id: key.label if names[key.label] == 1 else f"{key.label} ({key.id})" for key in found.keys}
+
+
+def _labelled(chart: ChartView, labels: Mapping[str, str]) -> ChartView:
+    """The same with the labels of keys."""
+    points = [
+        replace(at, gpu_s={labels.get(key, key): spent for key, spent in at.gpu_s.items()}) for at in chart.points
+    ]
+    return replace(chart, points=points)
 
 
 def _example(found: ModelsView) -> ModelView | None:

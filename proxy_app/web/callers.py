@@ -34,17 +34,33 @@ def by_login(settings: Settings) -> Caller:
         Unauthorized, Unavailable: nobody who is let in.
         Forbidden: a change that another page may have asked for.
     """
-    environ = request.environ
-    has_key = presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"]) is not None
-    token = "" if has_key else session_token()
+    environ, token = request.environ, session_token()
+    caller = runtime().admin.sessions.caller(token, environ.get("REMOTE_ADDR", "")) if token else None
+    if _has_key() and (found := _by_good_key(settings, is_needed=caller is None)):
+        check_origin(environ, needs_proof=False)
+        return found
     check_origin(environ, needs_proof=bool(token))
-    if not token:
-        return by_key(settings)
-    caller = runtime().admin.sessions.caller(token, environ.get("REMOTE_ADDR", ""))
     if caller is None:
-        raise Unauthorized("your login has ended: log in again")
+        # A cookie may be another Caravan's, of the same host.
+        return by_key(settings)
     g.session_token = token
     return caller
+
+
+def _has_key() -> bool:
+    environ = request.environ
+    return presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"]) is not None
+
+
+def _by_good_key(settings: Settings, *, is_needed: bool) -> Caller | None:
+    """Who presents a key. A proxy in front may have put something of its own in its place: with a login, that is no
+    reason to refuse. Raises: Unauthorized, Unavailable: where it is needed."""
+    try:
+        return by_key(settings)
+    except Unauthorized:
+        if is_needed:
+            raise
+        return None
 
 
 def session_token() -> str:

@@ -276,6 +276,15 @@ def test_a_cookie_over_http_is_none_over_https(behind: AdminSite) -> None:
     assert behind.call("GET", "/backends", key=None, headers=plain).status == 401
 
 
+def test_a_password_of_a_proxy_in_front_hides_no_login(site: AdminSite) -> None:
+    """A browser sends it with everything, and nginx passes it on."""
+    headers = {**session(site), "Authorization": "Basic bWU6cHJveHk="}
+    assert site.call("GET", "/backends", key=None, headers=headers).status == 200
+    assert site.call("GET", "/backends", key=None, headers={"Authorization": "Basic bWU6cHJveHk="}).status == 401
+    foreign = {**headers, "Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    assert site.call("DELETE", "/sessions", key=None, headers=foreign).status == 403
+
+
 def test_logging_out_ends_this_session_alone(site: AdminSite) -> None:
     mine, other = session(site), session(site)
     assert site.call("DELETE", "/session", key=None, headers=mine).status in (200, 204)
@@ -309,8 +318,8 @@ def test_guessing_is_throttled(lone: AdminSite) -> None:
     assert answers[0].status in (401, 403)
     assert answers[-1].status == 429
     assert int(answers[-1].header("retry-after") or 0) > 0
-    assert log_in(lone).status == 429
-    # A key that comes with the request is no guess.
+    # Who has the key is not held up by who guesses beside them.
+    assert log_in(lone).status == 204
     assert lone.call("GET", "/backends").status == 200
 
 
@@ -387,6 +396,13 @@ def test_secrets_are_on_no_page(site: AdminSite, own_session: dict[str, str]) ->
 
 
 # -- without keys ------------------------------------------------------------------------------------
+
+
+def test_a_cookie_of_another_caravan_locks_nobody_out_where_there_are_no_keys(fake: FakeOllama, tmp_path: Path) -> None:
+    """Cookies ignore ports."""
+    with gateway([fake], tmp_path) as process:
+        answer = fetch(f"{process.url}{API}/backends", headers={"Cookie": f"{COOKIE}=stale"})
+        assert answer.status == 200
 
 
 def test_without_keys_this_machine_is_the_admin(fake: FakeOllama, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,10 @@ def test_its_token_goes_to_it_and_nowhere_else(site: Stand, spare: FakeOllama) -
         ({"name": "x", "url": "ftp://gpu1"}, 400, "expected a URL such as http://gpu1:11434"),
         ({"name": "x", "url": "http://user:secret@gpu1"}, 400, "without user"),
         ({"name": "x", "url": "http://169.254.169.254/latest"}, 409, "CARAVAN_BACKEND_NETS"),
+        ({"name": "x", "url": "http://a..b:80", "test": False}, 400, "a host's name"),
+        ({"name": "x", "url": f"http://{'a' * 70}:80", "test": False}, 400, "a host's name"),
+        ({"name": "all", "url": "http://gpu1:11434", "test": False}, 400, "CARAVAN_PULL_TO"),
+        ({"name": "x", "url": "http://gpu1:11434", "test": False, "priority": 1 << 63}, 400, "priority"),
         ({"name": "x y", "url": "http://gpu1:11434"}, 400, "name"),
         ({"name": "x"}, 400, "url"),
         ({"name": "x", "url": "http://gpu1:11434", "port": 1}, 400, "port"),
@@ -174,6 +180,33 @@ def test_a_backend_that_moves_is_learned_anew(site: Stand, spare: FakeOllama) ->
         until(lambda: {"other:latest"} <= listed(site.url) and mark(spare) not in listed(site.url), "the new models")
         told = call(site, "PATCH", "/backends/spare", {"auth_token": None}).json()
         assert (told["slots"], told["has_token"]) == (2, False)
+
+
+def test_an_edit_changes_what_it_names_and_nothing_else(site: Stand, spare: FakeOllama) -> None:
+    """Also where another edit is made while the backend is asked."""
+    with added(site, spare, auth_token=TOKEN), ThreadPoolExecutor(1) as pool:
+        spare.fault("/api/tags", faults.StallBeforeHeaders(until=1.0), times=None)
+        slow = pool.submit(call, site, "PATCH", "/backends/spare", {"slots": 7})
+        spare.wait_for("/api/tags", spare.count("/api/tags") + 1)
+        quick = {"priority": 3, "headers": {"X-Team": "red"}, "test": False}
+        assert call(site, "PATCH", "/backends/spare", quick).status == 200
+        assert slow.result().status == 200
+        spare.clear_faults()
+        found = backend(site, "spare") or {}
+        assert (found["slots"], found["priority"], found["header_names"], found["has_token"]) == (
+            7,
+            3,
+            ["X-Team"],
+            True,
+        )
+
+
+def test_two_who_remove_one_backend_are_told_who_was_late(site: Stand, spare: FakeOllama) -> None:
+    assert call(site, "POST", "/backends", new(spare)).status == 201
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: call(site, "DELETE", "/backends/spare").status, range(4)))
+    assert answers.count(204) >= 1
+    assert set(answers) <= {204, 404}
 
 
 def test_what_is_not_there_is_a_404(site: Stand) -> None:
@@ -279,12 +312,12 @@ def test_a_copy_is_made_wherever_the_model_is(site: Stand) -> None:
 
 def test_a_model_is_loaded_kept_and_unloaded_where_it_was_said(site: Stand) -> None:
     site.tidy()
-    orders = {"load": [{"keep_alive_s": None}, {"keep_alive_s": 90}], "unload": [{}]}
+    orders = {"load": [{"keep_alive_s": None}, {"keep_alive_s": 30 * 86400}], "unload": [{}]}
     for verb, variants in orders.items():
         for more in variants:
             assert call(site, "POST", f"/models/{verb}", {"model": "tiny", "backend": "b", **more}).status == 204
     asked = [json.loads(request.body) for request in site.fakes[1].requests_for("/api/generate")]
-    assert [each["keep_alive"] for each in asked] == [-1, "90s", 0]
+    assert [each["keep_alive"] for each in asked] == [-1, 30 * 86400, 0]
     assert not site.fakes[0].count("/api/generate")
 
 
@@ -294,6 +327,31 @@ def test_a_load_that_fails_says_why(site: Stand) -> None:
     answer = call(site, "POST", "/models/load", {"model": "tiny", "backend": "b"})
     assert (answer.status, answer.json()["error"]) == (409, "b refused with 500: not enough memory")
     assert call(site, "POST", "/models/load", {"model": "tiny", "backend": "nobody"}).status == 404
+
+
+ODD = (
+    {"details": "a text", "size": 10**400, "capabilities": 3},
+    {"details": {"family": 3}, "size": -1, "modified_at": []},
+    {"details": [1], "size": "big", "capabilities": ["x", None]},
+)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_one_odd_backend_breaks_no_page(tmp_path: Path, odd: dict[str, Any]) -> None:
+    item = {"name": "odd", "model": "odd", "digest": "d" * 64, **odd}
+    loaded = {"name": "odd", "model": "odd", "size_vram": 10**400, "expires_at": "never", "context_length": -3}
+    with stand(tmp_path, ["a"]) as made:
+        made.fakes[0].fault("/api/tags", faults.Status(200, json.dumps({"models": [item]})), times=None)
+        made.fakes[0].fault("/api/ps", faults.Status(200, json.dumps({"models": [loaded]})), times=None)
+        more_polls(made.fakes[0])
+        for page in ("/admin/", "/admin/models", "/admin/keys", "/admin/api/models", "/admin/api/backends"):
+            assert fetch(made.url + page).status == 200, page
+        assert "Traceback" not in made.process.output
+
+
+def more_polls(fake: FakeOllama) -> None:
+    for path in ("/api/tags", "/api/ps"):
+        fake.wait_for(path, fake.count(path) + 3)
 
 
 # -- pages that are open ----------------------------------------------------------------------------------
@@ -308,6 +366,20 @@ def test_an_open_page_hears_of_a_change_through_any_worker(site: Stand) -> None:
         call(site, "PATCH", "/backends/b", {"draining": True})
         assert b"event: changed" in next(pieces)
     call(site, "PATCH", "/backends/b", {"draining": False})
+
+
+def test_a_first_key_that_could_not_be_made_locks_nobody_out(tmp_path: Path) -> None:
+    with stand(tmp_path, ["a"]) as made:
+        registry = sqlite3.connect(tmp_path / "data" / "caravan.db", isolation_level=None)
+        try:
+            registry.execute("BEGIN IMMEDIATE")
+            assert call(made, "POST", "/keys", {"label": "me", "scopes": ["admin"]}).status == 503
+            assert fetch(f"{made.url}/api/tags").status == 200
+        finally:
+            registry.close()
+        time.sleep(1)
+        assert fetch(f"{made.url}/api/tags").status == 200
+        assert call(made, "POST", "/keys", {"label": "me", "scopes": ["admin"]}).status == 201
 
 
 def test_a_registry_that_is_locked_is_told_and_no_bug(site: Stand) -> None:

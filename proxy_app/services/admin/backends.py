@@ -23,6 +23,7 @@ from proxy_app.store.backends import BackendStore
 
 # No backend of the registry has this number.
 NOBODYS_ID = -1
+_WORDS = ("all", "first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ class BackendAdmin:
         """Raises: Missing: there is none of that name. Conflict: the environment names it."""
         backend = self.find(name).backend
         self._check_operators(backend)
-        self.desk.run(lambda registry: BackendStore(registry).remove(name))
+        if not self.desk.run(lambda registry: BackendStore(registry).remove(name)):
+            raise Missing(f"there is no backend of the name {name} any more")
         self.events.note("backend.removed", who, name, f"{backend.url} was removed", "warning")
         self.visibility.spread()
 
@@ -105,7 +107,8 @@ class BackendAdmin:
         }
         wanted = _read({**before, **fields})
         self._check(wanted, is_tested=is_tested)
-        self.desk.run(lambda registry: BackendStore(registry).change(old.name, wanted))
+        if not self.desk.run(lambda registry: BackendStore(registry).change(old.name, wanted, fields)):
+            raise Missing(f"there is no backend of the name {old.name} any more")
         self.events.note("backend.changed", who, old.name, f"changed: {', '.join(sorted(fields))}")
 
     def _check(self, wanted: BackendSettings, *, is_tested: bool) -> None:
@@ -156,6 +159,8 @@ def _read(fields: dict[str, Any]) -> BackendSettings:
         read = read_backend(fields)
     except ValueError as exc:
         raise BadRequest(str(exc)) from None
+    if read.name in _WORDS:
+        raise BadRequest(f"{read.name} is no name for a backend: CARAVAN_PULL_TO means something else by it")
     return replace(read, auth_token=read.auth_token or None)
 
 

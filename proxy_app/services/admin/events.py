@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from proxy_app.domain import State
+from proxy_app.errors import RegistryAway
 from proxy_app.services.admin.shapes import EventsView, EventView
 from proxy_app.services.desk import RegistryDesk
 from proxy_app.store.events import Event, EventStore, Level
 from proxy_app.store.redis import unix_now
+
+log = logging.getLogger(__name__)
 
 PAGE = 100
 
@@ -20,9 +24,12 @@ class EventBook:
         self._desk = desk
 
     def note(self, kind: str, who: str, subject: str, text: str, level: Level = "info") -> None:
-        """Note what somebody did. Raises: RegistryAway."""
+        """Note what somebody did; it is done, whether it can be noted or not."""
         event = Event(unix_now(), kind, who or "this machine", subject, text, level)
-        self._desk.run(lambda registry: EventStore(registry).add([event]))
+        try:
+            self._desk.run(lambda registry: EventStore(registry).add([event]))
+        except RegistryAway as exc:
+            log.warning("%s %s by %s is not among the events: %s", kind, subject, event.who, exc)
 
     def page(self, kind: str, before: int | None) -> EventsView:
         """Newest first.

@@ -192,9 +192,13 @@ def _held(fleet: Fleet) -> dict[int, int]:
 
 
 def _loaded(item: Mapping[str, Any]) -> LoadedModel:
-    numbers = {key: item[key] for key in ("size", "size_vram", "context_length") if isinstance(item.get(key), int)}
+    numbers = {key: item[key] for key in ("size", "size_vram", "context_length") if _is_count(item.get(key))}
     expires_at = item.get("expires_at")
     return LoadedModel(name=str(item.get("name", "")), expires_at=str(expires_at) if expires_at else None, **numbers)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _names(members: list[Member]) -> list[str]:

@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from proxy_app.errors import CacheAway
+from proxy_app.errors import CacheAway, Unavailable
 from proxy_app.services.admin.shapes import Running
 from proxy_app.services.running import Run, Runs
 from proxy_app.store.running import RunningBoard
@@ -61,13 +61,17 @@ class InFlight:
         return sorted(self._own() + others, key=lambda run: run.started_at, reverse=True), False
 
     def cancel(self, run_id: str) -> bool:
-        """End a request, whichever worker has it. False: nobody has it (any more), or nobody can be asked."""
+        """End a request, whichever worker has it. False: nobody has it (any more).
+
+        Raises:
+            Unavailable: the other workers cannot be asked.
+        """
         if self._runs.cancel(run_id):
             return True
         try:
             return bool(_RUN_ID.fullmatch(run_id)) and self._cancelled_elsewhere(run_id)
         except CacheAway:
-            return False
+            raise Unavailable("Redis is away, and with it the way to the worker that has this request") from None
 
     def share(self) -> None:
         """Do what others ask of this worker: show, and end.

@@ -90,9 +90,9 @@ class ModelDesk:
             Missing: that backend does not hold it.
             Conflict: it could not do so.
         """
-        keep = FOR_EVER if keep_alive_s is None else f"{keep_alive_s:g}s"
+        keep = FOR_EVER if keep_alive_s is None else math.ceil(keep_alive_s)
         self._keep(model, backend, keep, origin)
-        told = "for good" if keep_alive_s is None else f"for {keep_alive_s:g} s"
+        told = "for good" if keep_alive_s is None else f"for {keep} s"
         self.events.note("model.loaded", caller.key_id, model, f"was loaded on {backend} {told}")
 
     def unload(self, model: str, backend: str, origin: Origin, caller: Caller) -> None:
@@ -100,7 +100,7 @@ class ModelDesk:
         self._keep(model, backend, 0, origin)
         self.events.note("model.unloaded", caller.key_id, model, f"was unloaded from {backend}")
 
-    def _keep(self, model: str, backend: str, keep_alive: int | str, origin: Origin) -> None:
+    def _keep(self, model: str, backend: str, keep_alive: int, origin: Origin) -> None:
         """A request without a prompt does nothing but load or unload (Ollama docs/api.md)."""
         holder = self._holder(model, backend)
         fields = {"model": model, "keep_alive": keep_alive, "stream": False}
@@ -127,7 +127,8 @@ class ModelDesk:
         best = holders[0]
         entry = self.catalog.peek(canonical)
         document = _read(entry.body) if entry else {}
-        details = best.item.get("details") or {}
+        details = best.item.get("details")
+        details = details if isinstance(details, dict) else {}
         return ModelView(
             name=best.name,
             digest=best.digest,
@@ -174,7 +175,7 @@ def _error_of(body: bytes) -> str:
 
 def _capabilities(item: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     found = item.get("capabilities") or document.get("capabilities") or []
-    return [str(word) for word in found] if isinstance(found, list) else []
+    return [_clean(word) for word in found] if isinstance(found, list) else []
 
 
 def _context_length(document: Mapping[str, Any]) -> int | None:
@@ -186,8 +187,13 @@ def _context_length(document: Mapping[str, Any]) -> int | None:
 
 
 def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
 
 
 def _text(value: object) -> str | None:
-    return str(value) if value else None
+    return _clean(value) if value else None
+
+
+def _clean(value: object) -> str:
+    """A text that can be written, whatever a backend put into it."""
+    return str(value).encode("utf-8", "replace").decode()

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 
 from proxy_app.domain import Caller, KeyLimits
-from proxy_app.errors import Forbidden, RegistryAway, Unauthorized
+from proxy_app.errors import Forbidden, Limited, RegistryAway, Unauthorized
 from proxy_app.services.access import Access
 from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.limiter import Limiter
@@ -32,14 +32,13 @@ class Sessions:
         """Begin a session; returns its token.
 
         Raises:
-            Limited: too many attempts from that address.
+            Limited: too many attempts from that address have failed.
             Unauthorized: no key that is valid there.
             Forbidden: the key does not have the scope `admin`.
         """
-        tries = KeyLimits(rpm=self._settings.login_attempts)
-        self._limiter.admit(Caller(key_id=f"login from {address}", limits=tries), 0).settle()
         caller = self._access.holder(key, address)
         if caller is None:
+            self._count_failure(address)
             raise Unauthorized("this is no key that is valid here: look with `caravan keys list`")
         if not caller.may("admin"):
             raise Forbidden("this key does not have the scope 'admin'")
@@ -50,11 +49,8 @@ class Sessions:
         return token
 
     def caller(self, token: str, address: str) -> Caller | None:
-        """Whose session this is; None where it has ended, or its key has."""
-        try:
-            session = self._desk.run(lambda registry: SessionStore(registry).find(_hash(token)))
-        except RegistryAway:
-            return None
+        """Whose session this is; None where it has ended, or its key has. Raises: RegistryAway: nobody can say."""
+        session = self._desk.run(lambda registry: SessionStore(registry).find(_hash(token)))
         now = unix_now()
         if session is None or not self._lives(session, now):
             return None
@@ -69,6 +65,14 @@ class Sessions:
     def logout_all(self) -> int:
         """End everybody's; returns how many."""
         return self._desk.run(lambda registry: SessionStore(registry).end_all())
+
+    def _count_failure(self, address: str) -> None:
+        """Slow down who guesses; who has a key is never held up by others of the same address. Raises: Limited."""
+        tries = KeyLimits(rpm=self._settings.login_attempts)
+        try:
+            self._limiter.admit(Caller(key_id=f"login from {address}", limits=tries), 0).settle()
+        except Limited as exc:
+            raise Limited("login attempts", exc.retry_after_s) from None
 
     def _lives(self, session: Session, now: float) -> bool:
         is_idle = now - session.seen_at > self._settings.session_idle_s

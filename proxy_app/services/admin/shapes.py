@@ -16,6 +16,7 @@ Level = Literal["info", "warning", "error"]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Url = Annotated[str, Meta(min_length=8, max_length=2000)]
 Label = Annotated[str, Meta(min_length=1, max_length=200)]
+Priority = Annotated[int, Meta(ge=-1_000_000, le=1_000_000)]
 Model = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
@@ -99,7 +100,7 @@ class NewBackend(Order, kw_only=True, frozen=True):
 
     name: Name
     url: Url
-    priority: int | None = None
+    priority: Priority | None = None
     slots: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     cloud: bool | None = None
     auth_token: Annotated[str, Meta(max_length=4096)] | None = None
@@ -111,7 +112,7 @@ class BackendChange(Order, kw_only=True, frozen=True):
     """What is to change of an operator's backend; of one from the environment only `draining`. Left out: stays."""
 
     url: Url | msgspec.UnsetType = msgspec.UNSET
-    priority: int | msgspec.UnsetType | None = msgspec.UNSET
+    priority: Priority | msgspec.UnsetType | None = msgspec.UNSET
     slots: Annotated[int, Meta(ge=1, le=10000)] | msgspec.UnsetType | None = msgspec.UNSET
     cloud: bool | msgspec.UnsetType | None = msgspec.UNSET
     auth_token: Annotated[str, Meta(max_length=4096)] | msgspec.UnsetType | None = msgspec.UNSET

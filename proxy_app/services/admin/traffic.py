@@ -47,7 +47,7 @@ class Traffic:
         return self._in_flight.running()
 
     def cancel(self, run_id: str) -> bool:
-        """End a running request. False: nobody has it (any more), or nobody can be asked.
+        """End a running request. False: nobody has it (any more).
 
         Args:
             run_id: `Running.id`.
