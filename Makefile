@@ -15,7 +15,7 @@ run: install ## Install what is needed and serve on http://127.0.0.1:8080
 install: $(VENV)/.run ## Only prepare .venv
 
 test: $(VENV)/.dev system-packages lint ## Install what is needed and run all checks
-	$(BIN)/python -m pytest -m 'not alone' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not alone' -n 3 --dist loadfile
 	$(BIN)/python -m pytest -m alone
 
 demo: install ## Play with a fleet of three simulated Ollama servers
