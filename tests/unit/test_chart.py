@@ -29,16 +29,22 @@ def test_no_span_has_too_many_points_or_odd_steps() -> None:
 
 
 def test_gpu_time_of_an_hour_is_shared_by_its_steps() -> None:
-    found = gpu_by_step([(HOUR, "k", 6_000), (HOUR, "", 60_000)], 600, HOUR + 10 * HOUR_S)
+    found = gpu_by_step([(HOUR, "k", 6_000), (HOUR, "", 60_000)], 600, HOUR + 10 * HOUR_S, {})
     assert found == {HOUR + n * 600: {"k": 1.0, "": 10.0} for n in range(6)}
 
 
 def test_gpu_time_of_this_hour_is_shared_by_what_is_over_of_it() -> None:
-    assert gpu_by_step([(HOUR, "k", 6_000)], 600, HOUR + 601) == {HOUR: {"k": 3.0}, HOUR + 600: {"k": 3.0}}
+    assert gpu_by_step([(HOUR, "k", 6_000)], 600, HOUR + 601, {}) == {HOUR: {"k": 3.0}, HOUR + 600: {"k": 3.0}}
+
+
+def test_gpu_time_goes_where_requests_were() -> None:
+    requests = {HOUR: 1, HOUR + 1200: 3, HOUR + HOUR_S: 50}
+    found = gpu_by_step([(HOUR, "k", 6_000)], 600, HOUR + 10 * HOUR_S, requests)
+    assert found == {HOUR: {"k": 1.5}, HOUR + 1200: {"k": 4.5}}
 
 
 def test_gpu_time_of_long_steps_is_their_sum() -> None:
-    assert gpu_by_step([(HOUR, "k", 6_000)], 7200, HOUR + 100) == {HOUR: {"k": 6.0}}
+    assert gpu_by_step([(HOUR, "k", 6_000)], 7200, HOUR + 100, {}) == {HOUR: {"k": 6.0}}
 
 
 def test_a_point_of_nothing_says_so() -> None:

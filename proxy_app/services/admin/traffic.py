@@ -76,7 +76,7 @@ class Traffic:
         last = now // step_s * step_s
         times = range(last - (span // step_s - 1) * step_s, last + 1, step_s)
         sums, gpu = self._read(partial(_charted, start=times[0], step_s=step_s))
-        gpu_s = gpu_by_step(gpu, step_s, now)
+        gpu_s = gpu_by_step(gpu, step_s, now, {at: step.requests for at, step in sums.items()})
         return ChartView(
             span_s=span, step_s=step_s, points=[point(at, sums.get(at, Sums()), gpu_s.get(at, {})) for at in times]
         )
@@ -109,24 +109,32 @@ def point(at: int, sums: Sums, gpu_s: Mapping[str, float]) -> Point:
     )
 
 
-def gpu_by_step(gpu: Iterable[tuple[int, str, int]], step_s: int, now: int) -> dict[int, dict[str, float]]:
-    """GPU seconds by step and key. Of steps within an hour each gets its share: nobody knows more than the hour's sum.
+def gpu_by_step(
+    gpu: Iterable[tuple[int, str, int]], step_s: int, now: int, requests: Mapping[int, int]
+) -> dict[int, dict[str, float]]:
+    """GPU seconds by step and key. Only the sum of an hour is known: of steps within it each gets a share of that, as
+    it had of the hour's requests.
 
     Args:
         gpu: the first second of an hour, or of a longer step; a key's id; milliseconds.
         now: UTC seconds; of the present hour, only the steps that have begun get something.
+        requests: how many ended, by step.
     """
     found: defaultdict[int, dict[str, float]] = defaultdict(dict)
     for start, key_id, ms in gpu:
         steps = [at for at in range(start, start + HOUR_S, step_s) if at <= now] or [start]
+        total = sum(requests.get(at, 0) for at in steps)
         for at in steps:
-            found[at][key_id] = ms / 1000 / len(steps)
+            share = requests.get(at, 0) / total if total else 1 / len(steps)
+            if share:
+                found[at][key_id] = ms / 1000 * share
     return found
 
 
 def _charted(registry: Registry, start: int, step_s: int) -> tuple[dict[int, Sums], list[tuple[int, str, int]]]:
-    gpu = UsageStore(registry).gpu_ms(start // HOUR_S * HOUR_S, max(step_s, HOUR_S))
-    return TrafficStore(registry).steps(start, step_s), gpu
+    # From the beginning of its hour, by which GPU time is known.
+    start = start // HOUR_S * HOUR_S
+    return TrafficStore(registry).steps(start, step_s), UsageStore(registry).gpu_ms(start, max(step_s, HOUR_S))
 
 
 def _finished(row: RequestRow) -> Finished:
