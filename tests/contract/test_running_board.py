@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from proxy_app.errors import CacheAway
+from proxy_app.errors import CacheAway, Unavailable
 from proxy_app.services.admin.in_flight import MOST_SHOWN, InFlight
 from proxy_app.services.relayed import Trace
 from proxy_app.services.running import Run, Runs
@@ -143,7 +143,8 @@ def test_without_redis_there_is_this_worker(tmp_path: Path) -> None:
         found, is_partial = in_flight.running()
         assert [each.id for each in found] == [run.id]
         assert is_partial
-        assert not in_flight.cancel("f" * 32)
+        with pytest.raises(Unavailable, match="Redis is away"):
+            in_flight.cancel("f" * 32)
         assert in_flight.cancel(run.id)
         with pytest.raises(CacheAway):
             in_flight.share()
