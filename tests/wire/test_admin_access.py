@@ -347,6 +347,15 @@ def test_every_page_has_its_headers(site: AdminSite, own_session: dict[str, str]
     assert_guarded(answer)
 
 
+def test_a_login_that_others_could_read_says_so(site: AdminSite, behind: AdminSite) -> None:
+    """It works all the same: one that loops without a word would be worse."""
+    warning = b"This connection is not encrypted"
+    assert warning in fetch(site.url + LOGIN, headers={**HTML, "Host": "box.local"}).body
+    assert warning not in fetch(site.url + LOGIN, headers=HTML).body
+    over_tls = {**HTML, "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7", "Host": "box.local"}
+    assert warning not in fetch(behind.url + LOGIN, headers=over_tls).body
+
+
 def assert_guarded(answer: RawResponse) -> None:
     policy = policy_of(answer)
     assert policy["default-src"] in (["'none'"], ["'self'"])
