@@ -12,7 +12,7 @@ from conformance.fakes.wire import LAST_CHUNK, chunk, head_bytes
 
 CHUNKED = ("Transfer-Encoding", "chunked")
 # Between two packets, in seconds: the reader wakes up for each.
-PAUSE_S = 0.004
+PAUSE_S = 0.03
 
 __all__ = ["CHUNKED", "JSON_UTF8", "LAST_CHUNK", "NDJSON", "SSE", "Packets", "chunk", "chunked", "cut", "kind_of"]
 

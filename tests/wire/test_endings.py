@@ -41,7 +41,7 @@ def site(shared: Stand) -> Stand:
     shared.tidy()
     for fake in shared.fakes:
         # The answer has begun at the client before its backend breaks off.
-        fake.token_delay_s = 0.01
+        fake.token_delay_s = 0.05
     return shared
 
 

@@ -170,7 +170,7 @@ def test_connections_that_are_lost_are_the_whole_backends_failure(tmp_path: Path
 def test_streams_that_break_off_are_their_models_failure(tmp_path: Path) -> None:
     with fresh(tmp_path) as two:
         a, _ = two.fakes
-        a.token_delay_s = 0.01
+        a.token_delay_s = 0.05
         a.fault("/api/chat", faults.StreamThen(2, faults.Eof), times=None, when=of_model("tiny"))
         for _ in range(FAILURES):
             assert "error" in ask(two).lines()[-1]
