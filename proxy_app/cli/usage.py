@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from proxy_app.cli.keys import Span
-from proxy_app.services.usage_report import PARTS, sums
+from proxy_app.cli.output import table
+from proxy_app.services.usage_report import COLUMNS, PARTS, as_csv, columns, sums
 from proxy_app.settings import load
 from proxy_app.store.registry import Registry
-from proxy_app.store.usage import Tally
 
 Row = dict[str, Any]
 
@@ -26,13 +23,14 @@ Row = dict[str, Any]
 def usage(span_s: float, by: tuple[str, ...], form: str) -> None:
     """Requests, tokens, GPU seconds and errors, by key and model."""
     rows = _rows(span_s, by)
-    columns = [*by, *_columns(Tally())]
     if form == "json":
         click.echo(json.dumps(rows, indent=2))
     elif form == "csv":
-        click.echo(_csv(rows, columns), nl=False)
+        click.echo(as_csv(rows, by), nl=False)
+    elif not rows:
+        click.echo("Nothing was used in this time.")
     else:
-        for line in _table(rows, columns):
+        for line in table([*by, *COLUMNS], rows):
             click.echo(line)
 
 
@@ -43,32 +41,4 @@ def _rows(span_s: float, by: tuple[str, ...]) -> list[Row]:
         found = sums(registry, span_s, by)
     finally:
         registry.close()
-    return [{**dict(zip(by, parts, strict=True)), **_columns(tally)} for parts, tally in found.items()]
-
-
-def _columns(tally: Tally) -> Row:
-    return {
-        "requests": tally.requests,
-        "errors": tally.errors,
-        "tokens_in": tally.tokens_in,
-        "tokens_out": tally.tokens_out,
-        "gpu_s": tally.gpu_ms / 1000,
-        "load_s": tally.load_ms / 1000,
-        "estimated": tally.estimated,
-    }
-
-
-def _csv(rows: Iterable[Row], columns: list[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _table(rows: list[Row], columns: list[str]) -> Iterable[str]:
-    if not rows:
-        return ["Nothing was used in this time."]
-    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
-    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [{**dict(zip(by, parts, strict=True)), **columns(tally)} for parts, tally in found.items()]

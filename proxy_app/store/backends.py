@@ -25,7 +25,7 @@ class BackendStore:
                 return False
             place = int(db.execute("SELECT COALESCE(MAX(place), -1) + 1 FROM backends").fetchone()[0])
             db.table("backends").insert({**rows.backend_row(backend, place), **_operators(backend)})
-            _bump(db)
+            self._registry.bump("catalogue")
             return True
 
     def change(self, name: str, backend: BackendSettings, named: Collection[str]) -> bool:
@@ -45,13 +45,13 @@ class BackendStore:
             db.table("backends").update(old["id"], {key: fresh[key] for key in named})
             if "url" in named and old["url"] != backend.url:
                 self._registry.forget(old["id"])
-            _bump(db)
+            self._registry.bump("catalogue")
             return True
 
     def drain(self, name: str, *, draining: bool) -> None:
         with self._registry.writing() as db:
             db.execute("UPDATE backends SET draining = ? WHERE name = ?", [int(draining), name])
-            _bump(db)
+            self._registry.bump("catalogue")
 
     def remove(self, name: str) -> bool:
         """Remove an operator's backend, and all that was learned of it; False where it is not there any more."""
@@ -59,10 +59,7 @@ class BackendStore:
             row = _operators_row(db, name)
             if row is None:
                 return False
-            self._registry.forget(row["id"])
-            db.table("wishes").delete_where("backend_id = ?", [row["id"]])
-            db.table("backends").delete(row["id"])
-            _bump(db)
+            self._registry.drop_backend(row["id"])
             return True
 
     def loaded(self) -> list[tuple[int, dict[str, Any]]]:
@@ -77,7 +74,3 @@ def _operators_row(db: Any, name: str) -> dict[str, Any] | None:
 
 def _operators(backend: BackendSettings) -> dict[str, Any]:
     return {"origin": "operator", "headers": json.dumps(dict(backend.headers)), "auth_token": backend.auth_token}
-
-
-def _bump(db: Any) -> None:
-    db.execute("UPDATE generations SET number = number + 1 WHERE part = 'catalogue'")

@@ -193,7 +193,7 @@ class Registry:
             named = {backend.name for backend in configured}
             for row in stored.values():
                 if row["origin"] == "env" and row["name"] not in named:
-                    self._drop_backend(row["id"])
+                    self.drop_backend(row["id"])
         return warnings
 
     def claim(self, holder: str, now_s: float, *, force: bool = False) -> int | None:
@@ -285,17 +285,17 @@ class Registry:
             row = rows.health_row(news.backend_id, news.health)
             old = next(self._db.table("health").rows_where("backend_id = ?", [news.backend_id]), None)
             self._db.table("health").upsert(row, pk="backend_id")
-            self._bump("volatile")
+            self.bump("volatile")
             # The listings depend on who is live, not on latencies and versions.
             if old is None or old["state"] != news.health.state:
-                self._bump("catalogue")
+                self.bump("catalogue")
         if news.holdings is not None:
             self._replace("models", news.backend_id, [rows.holding_row(held) for held in news.holdings])
-            self._bump("catalogue")
+            self.bump("catalogue")
         if news.loaded is not None:
             loaded = [rows.loaded_row(news.backend_id, place, item) for place, item in enumerate(news.loaded)]
             self._replace("loaded", news.backend_id, loaded)
-            self._bump("volatile")
+            self.bump("volatile")
 
     def _replace(self, table: str, backend_id: int, fresh: Sequence[dict[str, Any]]) -> None:
         self._db.table(table).delete_where("backend_id = ?", [backend_id])
@@ -319,20 +319,22 @@ class Registry:
                 self.forget(old["id"])
         else:
             return
-        self._bump("catalogue")
+        self.bump("catalogue")
 
-    def _drop_backend(self, backend_id: int) -> None:
+    def drop_backend(self, backend_id: int) -> None:
+        """Remove a backend and all that was learned of it; inside of `writing`."""
         self.forget(backend_id)
         self._db.table("wishes").delete_where("backend_id = ?", [backend_id])
         self._db.table("backends").delete(backend_id)
-        self._bump("catalogue")
+        self.bump("catalogue")
 
     def forget(self, backend_id: int) -> None:
         """Forget what was learned of a backend; inside of `writing`."""
         for table in ("health", "models", "loaded"):
             self._db.table(table).delete_where("backend_id = ?", [backend_id])
 
-    def _bump(self, part: Part) -> None:
+    def bump(self, part: Part) -> None:
+        """Have every worker read a part anew; inside of `writing`."""
         self._db.execute("UPDATE generations SET number = number + 1 WHERE part = ?", [part])
 
     def _has_backend(self, backend_id: int) -> bool:

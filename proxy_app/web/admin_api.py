@@ -5,9 +5,7 @@ The rows make the routes, the checks of what comes in, and the OpenAPI document.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -20,6 +18,7 @@ from proxy_app.services.admin import shapes
 from proxy_app.services.admin.office import Office
 from proxy_app.services.admin.shapes import Order
 from proxy_app.services.relayed import Answer
+from proxy_app.services.usage_report import COLUMNS, as_csv
 from proxy_app.web.bodies import read_short_body
 from proxy_app.web.callers import PLAIN_COOKIE, SECURE_COOKIE, check_origin, is_secure
 from proxy_app.web.hangup import GunicornClient
@@ -269,8 +268,8 @@ def _usage(office: Office, query: UsageQuery) -> shapes.UsageView:
 
 def _usage_csv(office: Office, query: UsageQuery) -> Raw:
     found = office.usage(query.since_s, query.by)
-    rows = [{**row.parts, **_sums(row)} for row in found.rows]
-    body = _csv(rows, [*found.by, *UsageSums]).encode()
+    rows = [{**_harmless(row.parts), **{name: getattr(row, name) for name in COLUMNS}} for row in found.rows]
+    body = as_csv(rows, found.by).encode()
     headers = [
         ("Content-Type", "text/csv; charset=utf-8"),
         ("Content-Disposition", 'attachment; filename="usage.csv"'),
@@ -279,24 +278,9 @@ def _usage_csv(office: Office, query: UsageQuery) -> Raw:
     return Raw(body, 200, headers)
 
 
-UsageSums = ("requests", "errors", "tokens_in", "tokens_out", "gpu_s", "load_s", "estimated")
-
-
-def _sums(row: shapes.UsageRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in UsageSums}
-
-
-def _csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """A label that a spreadsheet would take for a formula (OWASP, CSV injection)."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+def _harmless(parts: dict[str, str]) -> dict[str, str]:
+    """Without what a spreadsheet would take for a formula (OWASP, CSV injection)."""
+    return {name: f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text for name, text in parts.items()}
 
 
 def _login(office: Office, order: Login) -> Raw:

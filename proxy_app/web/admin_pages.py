@@ -61,9 +61,9 @@ def fleet() -> Raw:
 
 
 def models() -> Raw:
-    found = runtime().admin.models(request.args.get("query", "").strip(), max(_number("page") or 1, 1))
-    names = [backend.name for backend in runtime().admin.fleet().backends]
-    return _page("models", found=found, backends=names)
+    office = runtime().admin
+    found = office.models(request.args.get("query", "").strip(), max(_number("page") or 1, 1))
+    return _page("models", found=found, backends=office.backend_names())
 
 
 def traffic() -> Raw:

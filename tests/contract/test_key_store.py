@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -37,13 +36,6 @@ FULL = StoredKey(
     digest="d" * 64,
 )
 PLAIN = StoredKey("bcdefghj", "plain", ("read",), 1700000001.0, digest="e" * 64)
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with closing(Registry(tmp_path)) as opened:
-        opened.migrate()
-        yield opened
 
 
 @pytest.fixture

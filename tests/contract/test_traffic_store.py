@@ -51,13 +51,6 @@ ROW = RequestRow(
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with closing(Registry(tmp_path)) as opened:
-        opened.migrate()
-        yield opened
-
-
-@pytest.fixture
 def store(registry: Registry) -> TrafficStore:
     return TrafficStore(registry)
 

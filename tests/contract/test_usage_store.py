@@ -23,13 +23,6 @@ KEY = UsageKey(HOUR, "k", "tiny", "one")
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with closing(Registry(tmp_path)) as opened:
-        opened.migrate()
-        yield opened
-
-
-@pytest.fixture
 def store(registry: Registry) -> UsageStore:
     return UsageStore(registry)
 

@@ -51,6 +51,9 @@ class Hostile:
         notice = shapes.Notice(kind="one-holder", level="warning", text=t, subjects=[t])
         return shapes.FleetView(at=0.0, backends=self._all(backend), notices=self._all(notice))
 
+    def backend_names(self) -> list[str]:
+        return self._all(self.text)
+
     def models(self, query: str, page: int) -> shapes.ModelsView:
         t = self.text
         holder = shapes.HolderView(backend=t, digest=t, is_live=True, is_current=False, is_loaded=True)

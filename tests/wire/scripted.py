@@ -14,7 +14,19 @@ CHUNKED = ("Transfer-Encoding", "chunked")
 # Between two packets, in seconds: the reader wakes up for each.
 PAUSE_S = 0.03
 
-__all__ = ["CHUNKED", "JSON_UTF8", "LAST_CHUNK", "NDJSON", "SSE", "Packets", "chunk", "chunked", "cut", "kind_of"]
+__all__ = [
+    "CHUNKED",
+    "JSON_UTF8",
+    "LAST_CHUNK",
+    "NDJSON",
+    "SSE",
+    "Packets",
+    "Silence",
+    "chunk",
+    "chunked",
+    "cut",
+    "kind_of",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,17 @@ class Packets(faults.Fault):
             pending = b""
         await exchange.send(pending)
         exchange.close()
+
+
+@dataclass(frozen=True)
+class Silence(faults.Fault):
+    """A head and this much of the body, then nothing."""
+
+    packets: Packets = field(repr=False)
+
+    async def play(self, exchange: faults.Exchange) -> None:
+        await exchange.send(head_bytes(200, self.packets.headers) + b"".join(self.packets.packets))
+        await exchange.wait(None)
 
 
 def kind_of(path: str) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from conformance.fakes import faults
 from conformance.fakes.http import RawClient
 from conformance.fakes.recorded import RecordedRequest
 from tests.product import NO_BREAKER, STREAMING, Stand, question, stand
-from tests.wire.scripted import CHUNKED, JSON_UTF8, Packets, chunk, chunked
+from tests.wire.scripted import CHUNKED, JSON_UTF8, Packets, Silence, chunk, chunked
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -68,17 +68,6 @@ def test_the_backend_is_free_within_200_ms_of_a_hang_up_during_prefill_100_times
 
 
 # --- the stages of a request ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Silence(faults.Fault):
-    """A head and this much of the body, then nothing."""
-
-    packets: Packets = field(repr=False)
-
-    async def play(self, exchange: faults.Exchange) -> None:
-        await exchange.send(faults.head_bytes(200, self.packets.headers) + b"".join(self.packets.packets))
-        await exchange.wait(None)
 
 
 TOKEN = b'{"message":{"role":"assistant","content":"Hel"},"done":false}\n'

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from proxy_app.store.redis import RedisGate
 from proxy_app.store.running import RunningBoard
 from tests.fakes.redis import PrivateRedis
 from tests.product import NO_BREAKER, STREAMING, Stand, question, stand
-from tests.wire.scripted import CHUNKED, JSON_UTF8, Packets, chunk, chunked
+from tests.wire.scripted import CHUNKED, JSON_UTF8, Packets, Silence, chunk, chunked
 from tests.wire.shows import until
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
@@ -185,17 +185,6 @@ def test_a_request_that_waits_is_a_503_in_its_dialect(site: Site, path: str, str
         send(client, path, stream=stream)
         assert client.read_response().status == 200
     assert site.stand.counts(path) == [2, 0]
-
-
-@dataclass(frozen=True)
-class Silence(faults.Fault):
-    """A head and this much of the body, then nothing."""
-
-    packets: Packets = field(repr=False)
-
-    async def play(self, exchange: faults.Exchange) -> None:
-        await exchange.send(faults.head_bytes(200, self.packets.headers) + b"".join(self.packets.packets))
-        await exchange.wait(None)
 
 
 TOKEN = b'{"message":{"role":"assistant","content":"Hel"},"done":false}\n'

@@ -10,6 +10,7 @@ from typing import Any
 
 from proxy_app.domain import Fleet, Member
 from proxy_app.routing.versions import is_older
+from proxy_app.services.admin.said import number
 from proxy_app.services.admin.shapes import BackendView, FleetView, LoadedModel, Notice
 from proxy_app.services.breakers import Breakers
 from proxy_app.services.desk import RegistryDesk
@@ -192,13 +193,9 @@ def _held(fleet: Fleet) -> dict[int, int]:
 
 
 def _loaded(item: Mapping[str, Any]) -> LoadedModel:
-    numbers = {key: item[key] for key in ("size", "size_vram", "context_length") if _is_count(item.get(key))}
+    numbers = {key: number(item.get(key)) for key in ("size", "size_vram", "context_length")}
     expires_at = item.get("expires_at")
     return LoadedModel(name=str(item.get("name", "")), expires_at=str(expires_at) if expires_at else None, **numbers)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _names(members: list[Member]) -> list[str]:

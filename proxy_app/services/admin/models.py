@@ -11,6 +11,7 @@ from typing import Any
 from proxy_app.domain import Backend, Caller, Fleet, Holding, parse_name
 from proxy_app.errors import BadRequest, Conflict, Missing, UpstreamError
 from proxy_app.services.admin.events import EventBook
+from proxy_app.services.admin.said import number, text
 from proxy_app.services.admin.shapes import CacheView, HolderView, ModelsView, ModelView
 from proxy_app.services.catalog import Catalog
 from proxy_app.services.fleet import FleetReloader
@@ -50,14 +51,6 @@ class ModelDesk:
         hits = self.catalog.hits(shown)
         models = [self._view(fleet, *each) for each in zip(shown, hits, strict=True)]
         return ModelsView(models=models, total=len(found), page=page, pages=pages, query=query)
-
-    def model(self, name: str) -> ModelView:
-        """Raises: Missing: nobody holds it."""
-        canonical = parse_name(name).canonical
-        fleet = self.reloader.fleet
-        if canonical not in fleet.holders:
-            raise Missing(f"no backend holds {name}")
-        return self._view(fleet, canonical, *self.catalog.hits([canonical]))
 
     def pull(self, model: str, backends: Sequence[str], origin: Origin, client: Client, caller: Caller) -> Answer:
         """Pull a model to these backends, with one progress in Ollama's form."""
@@ -133,7 +126,7 @@ class ModelDesk:
             name=best.name,
             digest=best.digest,
             holders=[_holder(fleet, held, best) for held in holders],
-            size=_number(best.item.get("size")),
+            size=number(best.item.get("size")),
             modified_at=_text(best.item.get("modified_at")),
             family=_text(details.get("family")),
             parameter_size=_text(details.get("parameter_size")),
@@ -175,7 +168,7 @@ def _error_of(body: bytes) -> str:
 
 def _capabilities(item: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     found = item.get("capabilities") or document.get("capabilities") or []
-    return [_clean(word) for word in found] if isinstance(found, list) else []
+    return [text(word) for word in found] if isinstance(found, list) else []
 
 
 def _context_length(document: Mapping[str, Any]) -> int | None:
@@ -183,17 +176,8 @@ def _context_length(document: Mapping[str, Any]) -> int | None:
     info = document.get("model_info")
     if not isinstance(info, dict):
         return None
-    return next((_number(value) for key, value in info.items() if key.endswith(".context_length")), None)
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
+    return next((number(value) for key, value in info.items() if key.endswith(".context_length")), None)
 
 
 def _text(value: object) -> str | None:
-    return _clean(value) if value else None
-
-
-def _clean(value: object) -> str:
-    """A text that can be written, whatever a backend put into it."""
-    return str(value).encode("utf-8", "replace").decode()
+    return text(value) if value else None

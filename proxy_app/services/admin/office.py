@@ -27,7 +27,7 @@ from proxy_app.services.admin.shapes import (
 from proxy_app.services.admin.traffic import Traffic
 from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.usage import HOUR_S
-from proxy_app.services.usage_report import sums
+from proxy_app.services.usage_report import columns, sums
 from proxy_app.settings import Settings
 from proxy_app.store.events import EventStore
 from proxy_app.store.redis import unix_now
@@ -52,6 +52,10 @@ class Office:
 
     def fleet(self) -> FleetView:
         return self.fleet_desk.view()
+
+    def backend_names(self) -> list[str]:
+        """Best first."""
+        return [member.backend.name for member in self.fleet_desk.reloader.fleet.members]
 
     def models(self, query: str, page: int) -> ModelsView:
         return self.model_desk.page(query, page)
@@ -81,19 +85,7 @@ class Office:
     def usage(self, since_s: float, by: Sequence[str]) -> UsageView:
         """What was used in the last `since_s` seconds, by some of key, model, backend, hour."""
         found = self.desk.run(lambda registry: sums(registry, since_s, by))
-        rows = [
-            UsageRow(
-                parts=dict(zip(by, parts, strict=True)),
-                requests=tally.requests,
-                errors=tally.errors,
-                tokens_in=tally.tokens_in,
-                tokens_out=tally.tokens_out,
-                gpu_s=tally.gpu_ms / 1000,
-                load_s=tally.load_ms / 1000,
-                estimated=tally.estimated,
-            )
-            for parts, tally in found.items()
-        ]
+        rows = [UsageRow(parts=dict(zip(by, parts, strict=True)), **columns(tally)) for parts, tally in found.items()]
         return UsageView(since=unix_now() - since_s, by=list(by), rows=rows)
 
     def pulse(self) -> tuple[object, ...]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from proxy_app.domain.histogram import percentile
 from proxy_app.services.admin.in_flight import InFlight
 from proxy_app.services.admin.shapes import ChartView, Finished, Point, Running
+from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.usage import HOUR_S
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
-from proxy_app.store.threads import NativeThread
 from proxy_app.store.traffic import RequestRow, Sums, TrafficStore
 from proxy_app.store.usage import UsageStore
 
-T = TypeVar("T")
-
+# What a page waits for another process that writes.
+BUSY_S = 0.05
 MIN_SPAN_S, MAX_SPAN_S = 3_600, 30 * 86_400
 # More cannot be told apart on a screen.
 MOST_POINTS = 150
@@ -32,15 +30,14 @@ class Traffic:
     """Owned by: the worker's runtime. Reads the registry on a native thread of its own."""
 
     def __init__(self, in_flight: InFlight, data_dir: Path) -> None:
-        self._in_flight, self._data_dir = in_flight, data_dir
-        self._native = NativeThread()
+        self._in_flight, self._desk = in_flight, RegistryDesk(data_dir, BUSY_S)
 
     def start(self) -> None:
         self._in_flight.start()
 
     def close(self) -> None:
         self._in_flight.close()
-        self._native.close()
+        self._desk.close()
 
     def running(self) -> tuple[list[Running], bool]:
         """What runs now, newest first; and whether that is only this worker's, since Redis is away."""
@@ -60,7 +57,7 @@ class Traffic:
         Raises:
             RegistryAway: nobody knows now.
         """
-        return [_finished(row) for row in self._read(lambda registry: TrafficStore(registry).last(limit))]
+        return [_finished(row) for row in self._desk.run(lambda registry: TrafficStore(registry).last(limit))]
 
     def chart(self, span_s: float) -> ChartView:
         """The time up to now, in steps that suit its length. The last step is not over.
@@ -75,18 +72,11 @@ class Traffic:
         step_s, now = step_of(span), int(unix_now())
         last = now // step_s * step_s
         times = range(last - (span // step_s - 1) * step_s, last + 1, step_s)
-        sums, gpu = self._read(partial(_charted, start=times[0], step_s=step_s))
+        sums, gpu = self._desk.run(partial(_charted, start=times[0], step_s=step_s))
         gpu_s = gpu_by_step(gpu, step_s, now, {at: step.requests for at, step in sums.items()})
         return ChartView(
             span_s=span, step_s=step_s, points=[point(at, sums.get(at, Sums()), gpu_s.get(at, {})) for at in times]
         )
-
-    def _read(self, read: Callable[[Registry], T]) -> T:
-        return self._native.run(partial(self._opened, read))
-
-    def _opened(self, read: Callable[[Registry], T]) -> T:
-        with closing(Registry(self._data_dir)) as registry:
-            return read(registry)
 
 
 def step_of(span_s: int) -> int:
