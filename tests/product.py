@@ -64,7 +64,7 @@ def gateway(fakes: Iterable[FakeOllama], folder: Path, redis_url: str = "", **ch
     """
     fakes = list(fakes)
     with procs.gunicorn(environment(fakes, redis_url, **changes), folder) as process:
-        process.wait_ready(deadline_s=20)
+        process.wait_every_worker()
         yield process
 
 

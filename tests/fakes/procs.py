@@ -183,6 +183,22 @@ class Process:
         self.wait_until(lambda: self._answers(path), f"GET {path} is 200", deadline_s)
         return self
 
+    def wait_every_worker(self, path: str = "/readyz", deadline_s: float = READY_S) -> Self:
+        """Wait until GET `path` is 200 from each of the workers that WEB_CONCURRENCY names."""
+        self.wait_each(lambda: self._answers(path), f"GET {path} is 200", deadline_s)
+        return self
+
+    def wait_each(self, ready: Callable[[], bool], what: str, deadline_s: float = READY_S) -> None:
+        """Wait until each web worker has made a condition true.
+
+        Asking often does not tell: the kernel may give every connection to the same worker.
+        """
+        count = int(self.env.get("WEB_CONCURRENCY", "1"))
+        self.wait_until(lambda: len(self.workers) == count, f"{count} workers run", deadline_s)
+        for worker in self.workers:
+            with self.only(worker):
+                self.wait_until(ready, f"worker {worker.pid}: {what}", deadline_s)
+
     def _answers(self, path: str) -> bool:
         try:
             return self.get(path).status == 200
@@ -254,6 +270,28 @@ class Process:
                 continue
         return found
 
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The web workers: children of gunicorn's master, which is this process or a child of it."""
+        found = {process: parent_of(process) for process in self.named("gunicorn")}
+        own = any("gunicorn" in part for part in self.command)
+        masters = {self.pid} if own else {process.pid for process, parent in found.items() if parent == self.pid}
+        return [process for process, parent in found.items() if parent in masters]
+
+    @contextmanager
+    def only(self, worker: psutil.Process) -> Iterator[None]:
+        """Have all new connections served by one worker: the others stand still meanwhile."""
+        others = [each for each in self.workers if each != worker]
+        try:
+            for each in others:
+                each.suspend()
+            # The signal is on its way; until it is there a worker may still accept.
+            self.wait_until(lambda: all(each.status() == psutil.STATUS_STOPPED for each in others), "they stand still")
+            yield
+        finally:
+            for each in others:
+                each.resume()
+
     def assert_all_gone(self, deadline_s: float) -> None:
         """Assert that the process and all its descendants have exited within a time."""
         end = time.monotonic() + deadline_s
@@ -273,6 +311,13 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def parent_of(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def describe_process(process: psutil.Process) -> str:

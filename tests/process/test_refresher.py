@@ -24,7 +24,7 @@ from tests.conftest import FakeFactory
 from tests.fakes import procs
 from tests.fakes.procs import Process, is_alive
 from tests.product import environment, gateway, listed
-from tests.wire.shows import shows, until, until_settled
+from tests.wire.shows import shows, until
 
 FALL = 3
 # Polls of a test backend per second are ten; this many in a row show that a state stays.
@@ -503,7 +503,7 @@ def test_a_worker_takes_its_child_with_it_and_another_worker_starts_one(fakes: F
         until(lambda: not is_alive(child), "the child dies with its worker", 10.0)
         process.wait_until(lambda: child_of(process) is not None, "another worker's child")
         fake.add_model("new")
-        until_settled(lambda: "new:latest" in listed(process.url), "it polls, and both workers know")
+        process.wait_each(lambda: "new:latest" in listed(process.url), "it polls")
         assert time.monotonic() - killed < LATE_S
 
 

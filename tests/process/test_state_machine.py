@@ -15,7 +15,6 @@ from conformance.fakes import faults
 from conformance.fakes.http import RawResponse
 from conformance.fakes.ollama import FakeOllama
 from tests.product import STREAMING, Stand, listed, mark, question, stand
-from tests.wire.shows import until_settled
 
 # The product and its backends live as long as the module.
 pytestmark = pytest.mark.leaky
@@ -166,7 +165,7 @@ class Fleet(RuleBasedStateMachine):
     def settle(self, names: set[str]) -> None:
         """Wait until Caravan knows that these are back."""
         wanted = {mark(fake) for fake in self.site.fakes if fake.name in names}
-        until_settled(lambda: wanted <= listed(self.site.url), f"{sorted(names)} are back", DEADLINE_S)
+        self.site.process.wait_each(lambda: wanted <= listed(self.site.url), f"{sorted(names)} are back", DEADLINE_S)
         self.returning -= names
 
     def check(self, answers: Sequence[RawResponse], healthy: set[str]) -> None:

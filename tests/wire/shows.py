@@ -15,8 +15,6 @@ from tests.product import environment, listed
 
 # Deadline in seconds of a wait; a healthy run needs a fraction.
 SOON_S = 8.0
-# Many times the reload interval of product.QUICK, in which every worker takes its share of requests.
-SETTLED_S = 0.4
 
 
 @contextmanager
@@ -24,7 +22,7 @@ def gateway(fakes: Iterable[FakeOllama], folder: Path, redis_url: str = "", **ch
     """As `product.gateway`, with a refresher beside gunicorn: ready without waiting for a worker to start its own."""
     env = environment(list(fakes), redis_url, **changes)
     with procs.caravan(env, folder, "refresh"), procs.gunicorn(env, folder) as process:
-        process.wait_ready(deadline_s=20)
+        process.wait_every_worker()
         yield process
 
 
@@ -34,14 +32,6 @@ def until(ready: Callable[[], bool], what: str, deadline_s: float = SOON_S) -> N
     while not ready():
         assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
         time.sleep(0.01)
-
-
-def until_settled(ready: Callable[[], bool], what: str, deadline_s: float = SOON_S) -> None:
-    """Wait until a condition holds and stays: for answers of several workers, each with its own view of the fleet."""
-    end, held_since = time.monotonic() + deadline_s, None
-    while held_since is None or time.monotonic() - held_since < SETTLED_S:
-        held_since = (held_since or time.monotonic()) if ready() else None
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
 
 
 def show(url: str, model: str, headers: dict[str, str] | None = None, **fields: Any) -> RawResponse:

@@ -15,7 +15,7 @@ from conformance.fakes.ollama import FakeOllama
 from tests.admin import API, CALLS, CHANGES, COOKIE, LOGIN, PAGES, AdminSite, Call, admin_site
 from tests.keys import STRANGER, Signer, new_key, revoke, ways
 from tests.product import question
-from tests.wire.shows import gateway, until, until_settled
+from tests.wire.shows import gateway, until
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -301,7 +301,7 @@ def test_logging_out_everywhere_ends_them_all(site: AdminSite) -> None:
 
 def test_a_session_ends_with_its_key(site: AdminSite) -> None:
     site.keys["brief"] = new_key(site.folder, "brief", scopes=("admin",))
-    until_settled(lambda: log_in(site, "brief").status < 300, "every worker lets a new key in")
+    site.process.wait_each(lambda: log_in(site, "brief").status < 300, "a new key is let in")
     own = session(site, "brief")
     revoke(site.folder, "brief")
 

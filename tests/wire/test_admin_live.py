@@ -77,8 +77,7 @@ def test_an_open_page_hears_what_a_request_used(site: AdminSite) -> None:
 
 def connections(site: AdminSite) -> int:
     """To the product's port, as its workers see them; one that only the client has closed is among them."""
-    workers = site.process.named("gunicorn")
-    found = [each for worker in workers for each in worker.net_connections("tcp")]
+    found = [each for worker in site.process.workers for each in worker.net_connections("tcp")]
     held = (psutil.CONN_ESTABLISHED, psutil.CONN_CLOSE_WAIT)
     return sum(each.status in held and each.laddr.port == site.process.port for each in found)
 

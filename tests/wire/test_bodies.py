@@ -45,7 +45,7 @@ def site(shared: Stand) -> Iterator[Stand]:
 
 
 def worker(site: Stand) -> psutil.Process:
-    (found,) = [each for each in site.process.named("gunicorn") if each.ppid() == site.process.pid]
+    (found,) = site.process.workers
     return found
 
 

@@ -19,7 +19,7 @@ from conformance.fakes.http import fetch
 from conformance.fakes.ollama import FakeModel, FakeOllama, RecordedRequest
 from tests.fakes.procs import Process
 from tests.fakes.redis import PrivateRedis
-from tests.wire.shows import cache_of, gateway, publish, show, until, until_settled
+from tests.wire.shows import cache_of, gateway, publish, show, until
 
 pytestmark = pytest.mark.leaky
 
@@ -63,7 +63,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory, redis_server: PrivateRedis) 
             "WEB_CONCURRENCY": "2",
         }
         with gateway([off, banned, on], folder, redis_server.url, **changes) as process:
-            until_settled(lambda: process.get("/readyz").status == 200, "both workers are ready")
             yield Stage(process, off, banned, on)
 
 
@@ -159,7 +158,7 @@ def test_cloud_spellings_share_one_entry(stage: Stage) -> None:
 def test_a_local_model_and_its_cloud_namesake_do_not_collide(stage: Stage) -> None:
     stage.offer("twin", "from the cloud")
     publish(stage.url, FakeModel("twin", system="from the machine"), stage.on)
-    until_settled(lambda: show(stage.url, "twin").status == 200, "both workers know the model")
+    stage.process.wait_each(lambda: show(stage.url, "twin").status == 200, "the model is known")
     for _ in range(2):
         assert seen(stage, "twin", 4) == {"from the machine"}
         assert seen(stage, "twin:local", 4) == {"from the machine"}
@@ -215,7 +214,7 @@ def test_cloud_disabled_everywhere_is_ollamas_403_even_when_warm(stage: Stage) -
     assert show(stage.url, "warm:cloud").status == 200
     stage.on.cloud_disabled = True
     try:
-        until_settled(lambda: show(stage.url, "warm:cloud").status == 403, "both workers know")
+        stage.process.wait_each(lambda: show(stage.url, "warm:cloud").status == 403, "cloud is off")
         sent = len(stage.asked("warm"))
         for model in ("warm:cloud", "WARM:cloud", "warm:latest-cloud", "unknown:cloud"):
             answer = show(stage.url, model)
@@ -225,7 +224,7 @@ def test_cloud_disabled_everywhere_is_ollamas_403_even_when_warm(stage: Stage) -
         assert len(stage.asked("warm")) == sent
     finally:
         stage.on.cloud_disabled = False
-    until_settled(lambda: show(stage.url, "warm:cloud").status == 200, "cloud is back")
+    stage.process.wait_each(lambda: show(stage.url, "warm:cloud").status == 200, "cloud is back")
 
 
 def test_cloud_documents_are_served_while_every_source_is_down(stage: Stage) -> None:

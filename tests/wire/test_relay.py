@@ -535,35 +535,25 @@ def test_a_killed_worker_takes_only_its_own_streams_and_others_serve_on(pair: St
     pair.tidy()
     for fake in pair.fakes:
         fake.tokens, fake.token_delay_s = 150, 0.02
-    pair.process.wait_until(lambda: len(workers(pair)) == 2, "both workers run", 5)
     with ExitStack() as stack:
-        running = streams_on_both_workers(pair, stack)
-        victim = workers(pair)[0]
-        victim.kill()
+        running = [stream_on(worker, pair, stack) for worker in pair.process.workers]
+        pair.process.workers[0].kill()
         assert pair.post(CHAT, question(CHAT, stream=False)).complete
-        ends = {ended(client) for client in running}
-    assert ends == {"complete", "cut"}
-    pair.process.wait_until(lambda: len(workers(pair)) == 2, "the worker is replaced", 5)
+        assert [ended(client) for client in running] == ["cut", "complete"]
+    pair.process.wait_every_worker()
     # What it was sending is given up at the backends too.
     for fake in pair.fakes:
         fake.wait_idle()
 
 
-def streams_on_both_workers(site: Stand, stack: ExitStack) -> list[RawClient]:
-    """Begin streams until each worker has one; the kernel decides who takes which."""
-    running: list[RawClient] = []
-    while not all(has_clients(worker, site) for worker in workers(site)):
-        assert len(running) < 100, "one worker takes all connections"
+def stream_on(worker: psutil.Process, site: Stand, stack: ExitStack) -> RawClient:
+    """A stream that has begun."""
+    with site.process.only(worker):
         client = stack.enter_context(site.client())
+        before = sum(site.counts(CHAT))
         client.send_request("POST", CHAT, json.dumps(question(CHAT)).encode())
-        running.append(client)
-        wait_total(site, len(running))
-    return running
-
-
-def has_clients(worker: psutil.Process, site: Stand) -> bool:
-    found = worker.net_connections("tcp")
-    return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == site.process.port for c in found)
+        wait_total(site, before + 1)
+    return client
 
 
 def ended(client: RawClient) -> str:
@@ -571,8 +561,3 @@ def ended(client: RawClient) -> str:
         return client.read_response().ended
     except CutOff:
         return "cut"
-
-
-def workers(site: Stand) -> list[psutil.Process]:
-    """The gunicorn workers: children of the master that are no refreshers."""
-    return [child for child in site.process.named("gunicorn") if child.ppid() == site.process.pid]

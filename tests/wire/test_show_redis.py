@@ -19,7 +19,7 @@ from tests.conftest import FakeFactory
 from tests.fakes.procs import ROOT, Process, caravan
 from tests.fakes.redis import PrivateRedis
 from tests.product import environment, listed
-from tests.wire.shows import cache_of, change, gateway, publish, show, shows, until, until_settled
+from tests.wire.shows import cache_of, change, gateway, publish, show, shows, until
 
 # Redis' budget per call is 250 ms: looking for the document and for the right to fetch it may each take one. The rest
 # is for a busy machine.
@@ -120,7 +120,6 @@ def test_everything_works_without_redis(fakes: FakeFactory, tmp_path: Path) -> N
 def test_a_big_document_is_shared_by_the_workers(fakes: FakeFactory, tmp_path: Path, redis_url: str) -> None:
     fake = fakes("one", [FakeModel("big", verbose_tokens=BIG_TOKENS)])
     with gateway([fake], tmp_path, redis_url, WEB_CONCURRENCY="2", **NO_HYDRATION) as process:
-        until_settled(lambda: process.get("/readyz").status == 200, "both workers are ready")
         answers = [show(process.url, "big", verbose=True) for _ in range(12)]
         assert len(answers[0].body) > 256 * 1024
         assert [cache_of(answer) for answer in answers] == ["miss"] + ["hit"] * 11

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.fakes import procs
-from tests.fakes.procs import Process, is_alive
+from tests.fakes.procs import Process
 from tests.fakes.redis import PrivateRedis
 from tests.process.faults.talkers import CANARY, SONG, Talker
 from tests.process.faults.traffic import MIXED, MODELS, TOKEN_S, Client, Kind, Reply, Traffic
@@ -63,10 +63,6 @@ class Site:
         finally:
             client.close()
 
-    @property
-    def workers(self) -> list[psutil.Process]:
-        return [each for each in self.process.named("gunicorn") if is_alive(each) and each.ppid() == self.process.pid]
-
     # --- the state that everything comes back to -----------------------------------------------
 
     def warm_up(self) -> None:
@@ -76,13 +72,13 @@ class Site:
         assert not traffic.failed
         self.wait_idle()
         self.descriptors = self.count_descriptors()
-        self.threads = max(worker.num_threads() for worker in self.workers)
+        self.threads = max(worker.num_threads() for worker in self.process.workers)
 
     def count_descriptors(self) -> list[int]:
         """What each worker has open, but for connections to Redis and to backends: the pools keep as many as were once
         needed at the same time, and that depends on the machine."""
         ports = {talker.port for talker in self.talkers}
-        return [descriptors(worker, ports) for worker in self.workers]
+        return [descriptors(worker, ports) for worker in self.process.workers]
 
     def wait_idle(self, deadline_s: float = 10.0) -> None:
         for talker in self.talkers:
@@ -94,9 +90,13 @@ class Site:
         allowed = max(self.descriptors) + SPARE_FDS
         until(lambda: max(self.count_descriptors()) <= allowed, f"{allowed} descriptors", deadline_s)
         threads = self.threads + SPARE_THREADS
-        until(lambda: max(each.num_threads() for each in self.workers) <= threads, f"{threads} threads", deadline_s)
+        until(
+            lambda: max(each.num_threads() for each in self.process.workers) <= threads,
+            f"{threads} threads",
+            deadline_s,
+        )
         for talker in self.talkers:
-            most = len(self.workers) * talker.max_in_flight + SPARE_CONNECTIONS
+            most = len(self.process.workers) * talker.max_in_flight + SPARE_CONNECTIONS
             few = lambda talker=talker, most=most: talker.open_connections <= most  # noqa: E731 - one line, one use
             until(few, f"{most} connections to {talker.name}", deadline_s)
         self.assert_clean_logs()
@@ -185,7 +185,7 @@ def site(
         env = settings(fleet, url, **changes)
         refresher = stack.enter_context(procs.caravan(env, folder, "refresh"))
         process = stack.enter_context(procs.gunicorn(env, folder))
-        process.wait_ready(deadline_s=20)
+        process.wait_every_worker()
         made = Site(process, refresher, fleet, folder / "data", redis)
         process.wait_until(lambda: {mark(each) for each in fleet} <= listed(process.url), "all are listed")
         yield made

@@ -51,7 +51,6 @@ def redis(redis_server: PrivateRedis, tmp_path_factory: pytest.TempPathFactory) 
 def shared(redis: PrivateRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Two workers."""
     with site(tmp_path_factory.mktemp("site"), redis, **TWO) as made:
-        until(lambda: len(made.workers) == 2, "two workers")
         made.warm_up()
         yield made
 
@@ -65,7 +64,7 @@ def orphans(shared: Site, redis: PrivateRedis) -> tuple[set[bytes], float]:
 
     Made at once, and looked at last: they need half a minute to go.
     """
-    victim, survivor = shared.workers
+    victim, survivor = shared.process.workers
     held, owners = streams_on_both(shared, [victim, survivor])
     victim.kill()
     killed = time.monotonic()
@@ -110,7 +109,7 @@ def assert_only_the_victims_suffer(replies: list[Reply], owners: dict[bytes, int
 def test_a_killed_worker_cuts_its_own_streams_alone_and_is_replaced(
     shared: Site, orphans: tuple[set[bytes], float]
 ) -> None:
-    until(lambda: len(shared.workers) == 2, "a new worker")
+    shared.process.wait_every_worker()
     with shared.traffic() as traffic:
         traffic.more(60)
     assert not traffic.failed
@@ -174,7 +173,7 @@ def patient(redis_server: PrivateRedis, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_reload_fails_no_request_that_runs_and_none_that_comes(patient: Site) -> None:
-    before = [worker.pid for worker in patient.workers]
+    before = [worker.pid for worker in patient.process.workers]
     held = begin_streams(patient, STREAM_COUNT, tokens=20)
     held.read()
     patient.process.signal(signal.SIGHUP)
@@ -183,7 +182,9 @@ def test_a_reload_fails_no_request_that_runs_and_none_that_comes(patient: Site) 
     assert [reply for reply in replies if reply.verdict != "complete"] == []
     assert longest_gap_s(replies) < GAP_S
     until(
-        lambda: not set(before) & {worker.pid for worker in patient.workers}, "the old worker is gone", GRACE_S + STOP_S
+        lambda: not set(before) & {worker.pid for worker in patient.process.workers},
+        "the old worker is gone",
+        GRACE_S + STOP_S,
     )
     assert [reply for reply in came if reply.verdict != "complete"] == []
     patient.assert_no_leases(2.0)

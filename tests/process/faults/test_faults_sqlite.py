@@ -81,7 +81,7 @@ def without_room(processes: Iterable[psutil.Process]) -> Iterator[None]:
 def test_a_full_disk_ends_no_stream_and_is_forgotten_once_there_is_room(here: Site) -> None:
     long_body = question("/api/chat", stream=False, options={"num_predict": 3}, system="x" * (3 << 20))
     with here.traffic() as traffic:
-        with without_room([psutil.Process(here.refresher.pid), *here.workers]):
+        with without_room([psutil.Process(here.refresher.pid), *here.process.workers]):
             here.talkers[0].add_model("after-the-room")
             traffic.more(60)
             answer = fetch(f"{here.url}/api/chat", "POST", json=long_body)
