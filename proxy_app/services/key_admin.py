@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from proxy_app.store.events import Event, EventStore
 from proxy_app.store.keys import KeyStore, StoredKey
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
+
+log = logging.getLogger(__name__)
 
 LONGEST_LABEL = 200
 # Holds emoji of several parts together.
@@ -149,8 +152,12 @@ def _one(store: KeyStore, text: str) -> StoredKey:
 
 
 def _note(registry: Registry, kind: str, key: StoredKey, what: str) -> None:
+    """Note what was done; it is done, whether it can be noted or not."""
     event = Event(unix_now(), kind, "command line", key.id, f"{key.label} {what}")
-    EventStore(registry).add([event])
+    try:
+        EventStore(registry).add([event])
+    except RegistryAway as exc:
+        log.warning("%s %s is not among the events: %s", kind, key.id, exc)
 
 
 @contextmanager

@@ -229,7 +229,7 @@ class Managing:
         "CARAVAN_LOGIN_ATTEMPTS",
         10,
         whole(1),
-        "Logins that one address may try a minute; more are a 429.",
+        "Wrong keys that one address (of IPv6: one /64) may try at the login in a minute; more are a 429.",
         unit="a minute",
     )
     safe_version: str = setting(

@@ -329,6 +329,15 @@ def test_who_guesses_locks_nobody_else_out(behind: AdminSite) -> None:
     assert log_in(behind, X_Forwarded_For="203.0.113.9").status == 204
 
 
+def test_who_has_a_whole_network_guesses_no_more_often(behind: AdminSite) -> None:
+    """An IPv6 host may take any address of its /64; IPv4 written as IPv6 is many hosts."""
+    answers = [log_in(behind, STRANGER, X_Forwarded_For=f"2001:db8::{number:x}") for number in range(GUESSES)]
+    assert answers[-1].status == 429
+    assert log_in(behind, STRANGER, X_Forwarded_For="2001:db8:0:1::1").status == 401
+    mapped = [log_in(behind, STRANGER, X_Forwarded_For=f"::ffff:192.0.2.{number}") for number in range(GUESSES)]
+    assert {answer.status for answer in mapped} == {401}
+
+
 # -- pages -------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Source: OWASP ASVS 5.0, 7.2 to 7.4 (a new token at each login, idle and absolute
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import secrets
 
 from proxy_app.domain import Caller, KeyLimits
@@ -70,7 +71,7 @@ class Sessions:
         """Slow down who guesses; who has a key is never held up by others of the same address. Raises: Limited."""
         tries = KeyLimits(rpm=self._settings.login_attempts)
         try:
-            self._limiter.admit(Caller(key_id=f"login from {address}", limits=tries), 0).settle()
+            self._limiter.admit(Caller(key_id=f"login from {_site(address)}", limits=tries), 0).settle()
         except Limited as exc:
             raise Limited("login attempts", exc.retry_after_s) from None
 
@@ -84,6 +85,17 @@ class Sessions:
         except RegistryAway:
             # It is noted the next time.
             return
+
+
+def _site(address: str) -> str:
+    """Where somebody sits who may choose the rest of their address: a /64 of IPv6 (RFC 4291, 2.5.1), all of IPv4."""
+    try:
+        client = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(client, ipaddress.IPv4Address):
+        return address
+    return str(client.ipv4_mapped or ipaddress.ip_network((client, 64), strict=False))
 
 
 def _hash(token: str) -> str:
