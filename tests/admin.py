@@ -25,6 +25,7 @@ PAGES = {
     "settings": "/admin/settings",
 }
 LOGIN = "/admin/login"
+LIVE = "/admin/live"
 # Of a session over plain http.
 COOKIE = "caravan"
 # Whose keys every site has, by label; their scopes.

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import g, request
 
-from proxy_app.dialects.credentials import presented
+from proxy_app.dialects.credentials import Presented, Signed, presented
 from proxy_app.domain import Caller
 from proxy_app.errors import Forbidden, Unauthorized
 from proxy_app.settings import Settings
@@ -23,8 +23,7 @@ _HARMLESS = ("GET", "HEAD")
 def by_key(settings: Settings) -> Caller:
     """Who asks, by a key or as this machine. Raises: Unauthorized, Unavailable."""
     environ = request.environ
-    given = presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"])
-    return runtime().access.caller(given, environ.get("REMOTE_ADDR", ""), is_local=is_local(settings, environ))
+    return runtime().access.caller(_given(), environ.get("REMOTE_ADDR", ""), is_local=is_local(settings, environ))
 
 
 def by_login(settings: Settings) -> Caller:
@@ -32,11 +31,14 @@ def by_login(settings: Settings) -> Caller:
 
     Raises:
         Unauthorized, Unavailable: nobody who is let in.
-        Forbidden: a change that another page may have asked for.
+        Forbidden: a change that another page may have asked for; or a signature.
     """
-    environ, token = request.environ, session_token()
+    environ, token, given = request.environ, session_token(), _given()
     caller = runtime().admin.sessions.caller(token, environ.get("REMOTE_ADDR", "")) if token else None
-    if _has_key() and (found := _by_good_key(settings, is_needed=caller is None)):
+    if caller is None and isinstance(given, Signed):
+        # It covers no body: whoever sees one could send it again with another.
+        raise Forbidden("a signature is not enough here: send the text of a key, or log in")
+    if isinstance(given, str) and (found := _by_good_key(settings, is_needed=caller is None)):
         check_origin(environ, needs_proof=False)
         return found
     check_origin(environ, needs_proof=bool(token))
@@ -47,9 +49,9 @@ def by_login(settings: Settings) -> Caller:
     return caller
 
 
-def _has_key() -> bool:
+def _given() -> Presented:
     environ = request.environ
-    return presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"]) is not None
+    return presented(environ, environ["REQUEST_METHOD"], environ["PATH_INFO"])
 
 
 def _by_good_key(settings: Settings, *, is_needed: bool) -> Caller | None:

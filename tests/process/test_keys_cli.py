@@ -227,6 +227,7 @@ def known(process: Process, key: str) -> None:
     process.wait_each(lambda: status(process, key) == 200, "the key is known")
 
 
+@pytest.mark.alone
 def test_every_worker_obeys_a_revocation_within_a_second(four: tuple[Process, Path]) -> None:
     process, folder = four
     key = new_key(folder, "brief")

@@ -12,7 +12,7 @@ import pytest
 
 from conformance.fakes.http import RawResponse, fetch
 from conformance.fakes.ollama import FakeOllama
-from tests.admin import API, CALLS, CHANGES, COOKIE, LOGIN, PAGES, AdminSite, Call, admin_site
+from tests.admin import API, CALLS, CHANGES, COOKIE, LIVE, LOGIN, PAGES, AdminSite, Call, admin_site
 from tests.keys import STRANGER, Signer, new_key, revoke, ways
 from tests.product import question
 from tests.wire.shows import gateway, until
@@ -205,9 +205,16 @@ def test_a_session_is_no_key_for_models(site: AdminSite, own_session: dict[str, 
 def test_a_signature_is_no_way_into_the_admin_api(site: AdminSite) -> None:
     """It covers no body: whoever sees one could send it again with another."""
     signer = Signer(bytes(range(32)))
-    new_key(site.folder, "signs", scopes=("admin",), signer=signer.line)
-    target, headers = signer.request("GET", f"{API}/backends")
-    assert fetch(site.url + target, headers=headers).status in (401, 403)
+    new_key(site.folder, "signs", scopes=("admin", "read"), signer=signer.line)
+
+    def status(path: str, **more: str) -> int:
+        target, headers = signer.request("GET", path)
+        return fetch(site.url + target, headers={**headers, **more}).status
+
+    site.process.wait_each(lambda: status("/api/tags") == 200, "its signatures are known")
+    for path in (f"{API}/backends", f"{API}/keys", LIVE):
+        assert status(path) == 403
+        assert status(path, Cookie=NO_COOKIE) == 403
 
 
 # -- logging in --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from conformance.fakes.http import CutOff, RawClient, fetch
 from conformance.fakes.ollama import FakeOllama
-from tests.admin import AdminSite, admin_site
+from tests.admin import LIVE, AdminSite, admin_site
 from tests.fakes.redis import PrivateRedis
 from tests.keys import bearer
 from tests.wire.shows import until
@@ -19,7 +19,6 @@ from tests.wire.shows import until
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
 
-LIVE = "/admin/live"
 # So many that both workers have some.
 PAGES = 12
 CHANGED = b"event: changed\n"
