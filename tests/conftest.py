@@ -18,7 +18,7 @@ from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.redis import PrivateRedis, find_redis_server
 
 # How long in seconds a thread or socket may take to end after its test.
-LEAK_DEADLINE_S = 2.0
+LEAK_DEADLINE_S = 10.0
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ftp_proxy")
 
 

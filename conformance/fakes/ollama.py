@@ -28,7 +28,7 @@ from conformance.fakes.wire import Exchange
 __all__ = ["FakeModel", "FakeOllama", "FaultRule", "RecordedRequest"]
 
 # Default deadline in seconds of the waits: a safety net, far above what a healthy run needs.
-LONG_S = 5.0
+LONG_S = 15.0
 
 
 @dataclass(eq=False)

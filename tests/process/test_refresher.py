@@ -31,6 +31,8 @@ FALL = 3
 MORE_POLLS = 3
 # Where a test says that a promise of 5 s is broken: the rest is for a busy machine.
 LATE_S = 20.0
+# Far above what a stop takes that waits for nothing, and below everything that it could wait for.
+STOP_S = 8.0
 
 
 class Stage:
@@ -210,7 +212,7 @@ BAD_LISTINGS: dict[str, Fault] = {
     "no records": Status(200, '{"models":[1,2]}'),
     "deep": Status(200, '{"models":' + "[" * 100_000),
     "huge header": HugeHeader(200_000),
-    "trickle": TrickledHeaders(),
+    "trickle": TrickledHeaders(0.05),
     "silence": StallBeforeHeaders(),
     "error": Status(500),
     "redirect": Status(302, headers=(("Location", "http://127.0.0.1:9/"),)),
@@ -225,17 +227,18 @@ def test_bad_backends_are_down_and_delay_nobody(fakes: FakeFactory, tmp_path: Pa
         server.fault("/api/tags", bad[name], times=None)
     hole = fakes("hole")
     hole.black_hole()
-    stage = Stage(tmp_path, [*servers.values(), hole, good], CARAVAN_POLL_TIMEOUT="0.6", CARAVAN_CONNECT_TIMEOUT="0.6")
+    stage = Stage(tmp_path, [*servers.values(), hole, good], CARAVAN_POLL_TIMEOUT="3", CARAVAN_CONNECT_TIMEOUT="3")
     with stage.refresher() as process:
-        stage.wait_state("up", "good", 3.0)
+        # In turn, the silent ones alone would take 9 s.
+        stage.wait_state("up", "good", 8.0)
         for name in (*servers, "hole"):
-            stage.wait_state("down", name, 10.0)
+            stage.wait_state("down", name, 30.0)
         good.forget_requests()
         good.add_model("new")
         until(lambda: "new:latest" in stage.models("good"), "a new model", 10.0)
         more_polls(good, 5)
         at = [request.at for request in good.requests_for("/api/tags")]
-        assert max(later - sooner for sooner, later in pairwise(at)) < 1.0
+        assert max(later - sooner for sooner, later in pairwise(at)) < 3.0
         assert "Traceback" not in process.output
 
 
@@ -323,7 +326,7 @@ def test_a_stop_waits_for_no_poll(fakes: FakeFactory, tmp_path: Path) -> None:
     with stage.refresher() as process:
         hung.wait_for("/api/tags")
         stage.wait_state("up", "good")
-        assert process.stop() < 2.0
+        assert process.stop() < STOP_S
         assert process.child.returncode == 0
         assert "Traceback" not in process.output
 
@@ -334,7 +337,7 @@ def test_a_stop_waits_for_no_hydration(fakes: FakeFactory, tmp_path: Path, redis
     stage = Stage(tmp_path, [fake], redis_url, CARAVAN_HYDRATE_TIMEOUT="30")
     with stage.refresher() as process:
         fake.wait_for("/api/show", 4)
-        assert process.stop() < 2.0
+        assert process.stop() < STOP_S
 
 
 def test_once_does_one_round_and_hydrates(fakes: FakeFactory, tmp_path: Path, redis_url: str) -> None:
@@ -379,7 +382,7 @@ def test_two_refreshers_are_one_leader_and_one_successor(fakes: FakeFactory, tmp
         more_polls(fake, 5)
         assert stage.role()[:2] == (epoch, pid), "the other one waits"
         leader.kill9()
-        until(lambda: stage.role()[1] == successor.pid, "the successor takes over", 4.0)
+        until(lambda: stage.role()[1] == successor.pid, "the successor takes over")
         assert stage.role()[0] > epoch
         fake.add_model("new")
         until(lambda: "new:latest" in stage.models(), "the successor learns")
@@ -457,7 +460,7 @@ def test_a_stop_waits_for_no_lock(fakes: FakeFactory, tmp_path: Path) -> None:
         stage.wait_state("up")
         with locked(stage.data):
             process.wait_output("is locked by another process", 6)
-            assert process.stop() < 2.0
+            assert process.stop() < STOP_S
 
 
 # -- the refresher as a worker's child -------------------------------------------------------------

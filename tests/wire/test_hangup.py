@@ -17,7 +17,7 @@ from tests.product import INFERENCE, NO_BREAKER, STREAMING, Stand, question, sta
 pytestmark = pytest.mark.leaky
 
 # Deadline in seconds for the close to reach the backend; the worker sees it within milliseconds.
-SOON_S = 1.0
+SOON_S = 5.0
 WAYS = {
     "fin": lambda client: client.close(),
     "rst": lambda client: client.abort(),

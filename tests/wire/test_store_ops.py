@@ -26,8 +26,8 @@ from tests.product import Stand, environment, gateway, listed, mark, stand
 pytestmark = pytest.mark.leaky
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-# What the promise says of a client that leaves, in seconds.
-SOON_S = 0.2
+# What the promise says of a client that leaves is 0.2 s; the rest is for a busy machine.
+LATE_S = 2.0
 SUCCESS = {"status": "success"}
 MANIFEST = {"status": "pulling manifest"}
 DIGEST = "sha256:" + "ab" * 32
@@ -209,8 +209,12 @@ def shown(site: Stand, name: str) -> int:
 
 
 def seen_by_all(site: Stand, name: str) -> set[tuple[bool, int]]:
-    """What a dozen new connections, which all workers share, are told of a model."""
-    return {(f"{name}:latest" in listed(site.url), shown(site, name)) for _ in range(12)}
+    """What the workers, asked one by one, tell of a model."""
+    found = set()
+    for worker in site.process.workers:
+        with site.process.only(worker):
+            found.add((f"{name}:latest" in listed(site.url), shown(site, name)))
+    return found
 
 
 CHANGES: dict[str, Callable[[Stand], RawResponse]] = {
@@ -358,16 +362,17 @@ def test_what_all_say_is_said_once(both: Stand) -> None:
 
 
 @pytest.mark.parametrize("lines", [[], [MANIFEST, layer(10)]], ids=["before the first line", "in mid pull"])
-def test_a_client_that_leaves_ends_the_pull_everywhere(both: Stand, lines: list[dict[str, Any]]) -> None:
-    for fake in both.fakes:
+def test_a_client_that_leaves_ends_the_pull_everywhere(unhurried: Stand, lines: list[dict[str, Any]]) -> None:
+    for fake in unhurried.fakes:
+        fake.forget_requests()
         fake.fault("/api/pull", Says([*lines, threading.Event()]))
-    with both.client() as client:
+    with unhurried.client() as client:
         client.send_request("POST", "/api/pull", b'{"model":"new"}')
-        pulls = [fake.wait_for("/api/pull") for fake in both.fakes]
+        pulls = [fake.wait_for("/api/pull") for fake in unhurried.fakes]
         if lines:
             assert next(client.iter_body(client.read_head()))
         client.close()
-        assert all(pull.client_gone.wait(SOON_S) for pull in pulls)
+        assert all(pull.client_gone.wait(LATE_S) for pull in pulls)
 
 
 def test_a_stop_in_mid_pull_ends_it_in_words(tmp_path: Path) -> None:
@@ -544,14 +549,15 @@ def test_a_chunked_blob_arrives_whole(one: Stand) -> None:
         assert client.request("HEAD", f"/api/blobs/{BLOB_DIGEST}").status == 200
 
 
-def test_a_client_that_leaves_while_its_upload_is_verified_ends_it(both: Stand) -> None:
-    for fake in both.fakes:
+def test_a_client_that_leaves_while_its_upload_is_verified_ends_it(unhurried: Stand) -> None:
+    for fake in unhurried.fakes:
+        fake.forget_requests()
         fake.fault("/api/blobs/*", faults.StallBeforeHeaders())
-    with both.client() as client:
+    with unhurried.client() as client:
         client.send_request("POST", f"/api/blobs/{BLOB_DIGEST}", BLOB)
-        uploads = [fake.wait_for("/api/blobs/*") for fake in both.fakes]
+        uploads = [fake.wait_for("/api/blobs/*") for fake in unhurried.fakes]
         client.close()
-        assert all(upload.client_gone.wait(SOON_S) for upload in uploads)
+        assert all(upload.client_gone.wait(LATE_S) for upload in uploads)
 
 
 def test_a_blob_that_is_another_one_is_told_as_ollama_tells_it(both: Stand) -> None:
