@@ -20,11 +20,19 @@ ALIVE_S = 15.0
 
 
 def live() -> Raw:
-    """The stream; it ends with the login that opened it, and keeps that from being idle."""
-    token, address, services = g.get("session_token"), request.environ.get("REMOTE_ADDR", ""), runtime()
-    is_let_in = partial(services.admin.sessions.caller, token, address) if token else lambda: True
+    """The stream; it ends with the login or the key that opened it, and keeps a login from being idle."""
     headers = [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
-    return Raw(_events(services, is_let_in), 200, headers)
+    return Raw(_events(runtime(), _door(runtime())), 200, headers)
+
+
+def _door(services: Runtime) -> Callable[[], object]:
+    """What tells whether who asks now would still be let in later."""
+    token, key_id, address = g.get("session_token"), g.caller.key_id, request.environ.get("REMOTE_ADDR", "")
+    if token:
+        return partial(services.admin.sessions.caller, token, address)
+    if key_id:
+        return partial(services.access.known, key_id, services.access.mark(key_id) or "", address)
+    return lambda: True
 
 
 def _events(services: Runtime, is_let_in: Callable[[], object]) -> Iterator[bytes]:

@@ -13,7 +13,8 @@ from conformance.fakes.http import CutOff, RawClient, fetch
 from conformance.fakes.ollama import FakeOllama
 from tests.admin import LIVE, AdminSite, admin_site
 from tests.fakes.redis import PrivateRedis
-from tests.keys import bearer
+from tests.keys import bearer, new_key, revoke
+from tests.wire.scripted import LAST_CHUNK
 from tests.wire.shows import until
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
@@ -34,10 +35,10 @@ def site(redis_server: PrivateRedis, tmp_path_factory: pytest.TempPathFactory) -
         yield made
 
 
-def listen(site: AdminSite) -> RawClient:
+def listen(site: AdminSite, key: str = "admin") -> RawClient:
     """An open page; it has had its first line."""
     client = RawClient(site.url)
-    client.send_request("GET", LIVE, headers=bearer(site.keys["admin"]))
+    client.send_request("GET", LIVE, headers=bearer(site.keys[key]))
     head = client.read_head()
     assert head.status == 200
     assert head.header("content-type") == "text/event-stream"
@@ -98,10 +99,18 @@ def test_pages_that_are_closed_leave_nothing(site: AdminSite) -> None:
     drain(site, False)
 
 
+def test_a_page_ends_with_the_key_that_opened_it(site: AdminSite) -> None:
+    site.keys["brief"] = new_key(site.folder, "brief", scopes=("admin",))
+    site.process.wait_each(lambda: site.call("GET", "/events", key="brief").status == 200, "a new key is let in")
+    with listen(site, "brief") as page:
+        revoke(site.folder, "brief")
+        page.read_until(LAST_CHUNK)
+
+
 def test_a_stop_does_not_wait_for_open_pages(tmp_path: Path) -> None:
     with FakeOllama("one", ["tiny"]) as fake, admin_site(tmp_path, [fake], workers=1) as site, listen(site) as page:
         site.process.child.terminate()
-        assert page.read_until(b"0\r\n\r\n").endswith(b"\r\n0\r\n\r\n"), "it was cut instead of ended"
+        assert page.read_until(LAST_CHUNK).endswith(b"\r\n" + LAST_CHUNK), "it was cut instead of ended"
         assert site.process.wait(STOP_S) == 0
         with pytest.raises(CutOff):
             page.read_until(b"more")
