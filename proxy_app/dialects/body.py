@@ -69,6 +69,9 @@ def asked(body: Buffer, content_type: str = "", query: str = "", *, is_form: boo
         return _of_json(body)
     boundary = _multipart_boundary(content_type)
     if boundary:
+        if _form_values(query):
+            # Go's FormValue takes the query's before the form's.
+            raise BadRequest("send 'model' as a field of the form, not in the query")
         return Asked(_only(_multipart_values(body, boundary), "form field"))
     if not is_blank(body) and not _is_form(body, content_type):
         return _of_json(body)

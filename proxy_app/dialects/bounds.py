@@ -72,6 +72,21 @@ def bounded(body: Buffer, dialect: Dialect, bounds: Bounds) -> bytes | None:
     return msgspec.json.encode(members) if work.changed else None
 
 
+def stated_length(body: Buffer, dialect: Dialect) -> int | None:
+    """How many tokens a request lets its answer have; None where it does not say, or nobody can tell at once."""
+    if len(body) > _SMALL_BYTES:
+        return None
+    try:
+        work = _Work(members_of(body), Bounds())
+        options = work.value("options") if dialect == "ollama" else None
+        found = options.get("num_predict") if isinstance(options, dict) else None
+        for name in _ANSWER_FIELDS.get(dialect, ()):
+            found = work.value(name) if found is None else found
+    except BadRequest:
+        return None
+    return int(found) if isinstance(found, (int, float)) and not isinstance(found, bool) and found > 0 else None
+
+
 def _check_structure(body: Buffer) -> None:
     """Raises: BadRequest: to read all of it would hold up every other stream of the worker."""
     if len(body) <= _SMALL_BYTES:
@@ -94,12 +109,12 @@ class _Work:
         most = self.bounds.images
         if most is None:
             return
-        count = _pictures(self._value("messages")) + _pictures(self._value("input")) + _listed(self._value("images"))
+        count = _pictures(self.value("messages")) + _pictures(self.value("input")) + _listed(self.value("images"))
         if count > most:
             raise BadRequest(f"this key may send {most} images with a request, and this one has {count}")
 
     def bound_options(self) -> None:
-        options = self._value("options")
+        options = self.value("options")
         options = dict(options) if isinstance(options, dict) else {}
         before = dict(options)
         if self.bounds.num_ctx is not None and "num_ctx" in options:
@@ -116,14 +131,14 @@ class _Work:
         # Ollama reads the last of them alone; the others are for backends that read those.
         given = [field for field in fields if field == fields[-1] or self._key(field) is not None]
         for field in given:
-            value = self._value(field)
+            value = self.value(field)
             least = self._least(field, value, most)
             if least != value:
                 self._put(field, least)
 
     def bound_keep_alive(self) -> None:
         most = self.bounds.keep_alive
-        value = self._value("keep_alive")
+        value = self.value("keep_alive")
         if most is None or value is None:
             return
         wanted = _seconds(value)
@@ -155,7 +170,7 @@ class _Work:
             raise BadRequest(f"the keys {' and '.join(map(repr, found))} mean the same field; send one of them")
         return found[0] if found else None
 
-    def _value(self, name: str) -> Any:
+    def value(self, name: str) -> Any:
         key = self._key(name)
         if key is None:
             return None

@@ -135,7 +135,7 @@ _ENDS = (b"\n\n", b"\r\n\r\n")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # Completions say it, as zeros, in every record before the one that counts.
 _USAGE_FIELD = re.compile(rb',"usage":\{[^{}\n]*\}(?=\}\n)')
-_USAGE_EVENT = re.compile(rb'^data: \{[^\n]*"choices":\[\][^\n]*"usage":\{[^\n]*\}\n\n', re.MULTILINE)
+_USAGE_EVENT = re.compile(rb'^data: ?\{[^\n]*"choices": ?\[\][^\n]*"usage": ?\{[^\n]*\}\r?\n\r?\n', re.MULTILINE)
 
 
 def _read(text: bytes) -> _Record:

@@ -42,6 +42,11 @@ class Caller:
         return not self.models or _matches(self.models, name)
 
     @property
+    def may_use_cloud(self) -> bool:
+        """Is there any cloud model that this caller may use?"""
+        return not self.models or any("cloud" in pattern for pattern in self.models)
+
+    @property
     def is_told_of_absence(self) -> bool:
         """May this caller learn that nobody hosts a model? Ollama's own command pulls on that answer."""
         return self.sees_all or self.may("manage")

@@ -32,7 +32,10 @@ REMEMBERED = 10_000
 AT_ONCE, BESIDES = 500, 20
 # What an answer is taken to cost until it is known, where the request does not say how long it may be.
 USUAL_TOKENS = 256
-# A longer body is a picture or a recording, and its length says nothing of its tokens.
+# What each running request is taken to cost, as in limits.lua.
+GUESSED_GPU_S = 1
+# A longer body is a picture or a recording, and its length says nothing of its tokens; and no answer becomes as long as
+# some clients allow it to be.
 MOST_GUESSED = 32_768
 
 _WORDS = {
@@ -50,18 +53,15 @@ class Ticket:
 
     Args:
         left: what is left after it, for the answer's headers.
+        guess: tokens that the question was taken to cost.
     """
 
     limiter: Limiter
     reserved: Reserved | None
     left: Admission
+    guess: int = 0
     is_local: bool = False
     is_over: bool = field(default=False)
-
-    @property
-    def guess(self) -> int:
-        """What the question was taken to cost."""
-        return max(0, self.reserved.tokens - USUAL_TOKENS) if self.reserved else 0
 
     def settle(self, tokens: int = 0, gpu_ms: int = 0) -> None:
         if not self.is_over:
@@ -101,11 +101,12 @@ class Limiter:
         self._thread = threading.Thread(target=self._keep, name="limits", daemon=True)
         self._thread.start()
 
-    def admit(self, caller: Caller, body_bytes: int) -> Ticket:
+    def admit(self, caller: Caller, body_bytes: int, length: int | None = None) -> Ticket:
         """Let a request in.
 
         Args:
             body_bytes: of the request, from which its tokens are guessed.
+            length: tokens that the answer may have, where the request says it.
 
         Raises:
             Limited: which limit refuses it, and for how long.
@@ -113,7 +114,8 @@ class Limiter:
         limits = caller.limits
         if not limits.counts:
             return Ticket(self, None, Admission())
-        tokens = min(body_bytes // 4, MOST_GUESSED) + USUAL_TOKENS if limits.counts_work else 0
+        guess = min(body_bytes // 4, MOST_GUESSED) if limits.counts_work else 0
+        tokens = guess + min(length or USUAL_TOKENS, MOST_GUESSED) if limits.counts_work else 0
         wanted = Reserved(caller.key_id or "anonymous", "%032x" % random.getrandbits(128), tokens, limits, today())
         admission, is_local = self._asked(wanted)
         for _ in range(LOOKS):
@@ -127,7 +129,7 @@ class Limiter:
             raise Limited(_WORDS[admission.refused_by], wait_s, limit_headers(limits, admission))
         if not is_local:
             self._live[wanted.request] = wanted
-        return Ticket(self, wanted, admission, is_local)
+        return Ticket(self, wanted, admission, guess, is_local)
 
     def _asked(self, wanted: Reserved) -> tuple[Admission, bool]:
         """The answer to a request, and whether this worker gave it on its own."""
@@ -175,9 +177,11 @@ class Limiter:
         if limits.concurrent is not None and self._local_now[key_id] >= math.ceil(limits.concurrent / self._workers):
             return Admission("concurrent", 1.0)
         spent = self._spent[key_id, wanted.day]
-        for name, limit, used in (("tpd", limits.tpd, spent[0]), ("gpu", limits.gpu, spent[1] / 1000)):
-            if limit is not None and used >= limit / self._workers:
-                return Admission(name, _until_midnight_s())
+        running_s = self._local_now[key_id] * GUESSED_GPU_S
+        days = ("tpd", limits.tpd, spent[0], 0), ("gpu", limits.gpu, spent[1] / 1000, running_s)
+        for name, limit, used, running in days:
+            if limit is not None and used + running >= limit / self._workers:
+                return Admission(name, _until_midnight_s() if used >= limit / self._workers else 1.0)
         meters = [("rpm", limits.rpm, limits.burst or 0, 1), ("tpm", limits.tpm, 0, wanted.tokens)]
         metered = {
             name: self._meter_alone((key_id, name), limit, more, now)

@@ -13,6 +13,7 @@ from proxy_app.errors import (
     Cancelling,
     ClientGone,
     CloudDisabled,
+    Forbidden,
     Interrupted,
     RequestError,
     Unavailable,
@@ -55,7 +56,7 @@ class Relay:
         ticket: Ticket | None = None
         answer: Answer | None = None
         try:
-            ticket = self.limiter.admit(asking.caller, _size(asking.call))
+            ticket = self.limiter.admit(asking.caller, _size(asking.call), asking.length)
             with self.parts.budget.request(), asking.client.watch(), run.waiting.exposed():
                 answer = self._search(asking, trace).run()
         except (RequestError, ClientGone, Interrupted) as exc:
@@ -105,6 +106,8 @@ class Relay:
     def _search(self, asking: Asking, trace: Trace) -> Search:
         route = asking.route
         if route.no_cloud is not None:
+            if not asking.caller.may_use_cloud:
+                raise Forbidden("this key is for some models only, and for none of Ollama's cloud, which searches")
             fleet = self.reloader.fleet
             # No model has its name: what fails here says nothing of the backend's models.
             return Search(self.parts, asking, fleet, trace, _cloud_candidates(fleet, route.no_cloud), route.path)
@@ -131,10 +134,15 @@ def _charged(ticket: Ticket, trace: Trace, spent: Spent) -> tuple[int, int]:
 
 
 def _given_up(ticket: Ticket, trace: Trace) -> tuple[int, int]:
-    """The same for a request without an answer: a backend worked on it where its client left, or it took too long."""
-    if trace.attempts and trace.status in (499, 504):
+    """The same for a request without an answer: a backend worked on it where its client left, an
+    operator ended it, or it took too long."""
+    if trace.attempts and trace.outcome in _WORKED_ON:
         return ticket.guess, _since_ms(trace)
     return 0, 0
+
+
+# How requests end without an answer while a backend works on them.
+_WORKED_ON = ("client_gone", "upstream_timeout", "cancelled")
 
 
 def _since_ms(trace: Trace) -> int:

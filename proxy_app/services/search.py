@@ -79,6 +79,7 @@ class Asking:
     """What is asked, and by whom.
 
     Args:
+        length: how many tokens the answer may have, where the request says it.
         hides_usage: the backend was asked for the usage, and the client did not ask for it.
     """
 
@@ -86,6 +87,7 @@ class Asking:
     call: Call
     client: Client
     caller: Caller
+    length: int | None = None
     hides_usage: bool = False
 
 
@@ -303,6 +305,8 @@ class Search:
         if not self.kept:
             raise AllFailed(f"no backend that hosts '{self.trace.model}' gave an answer")
         best = self.kept[0]
+        if best.verdict is Verdict.MISSING and not self.asking.caller.is_told_of_absence:
+            raise Hidden(self.trace.model)
         return self._pass_on(best, best.verdict.value)
 
     def _count_failures(self) -> None:

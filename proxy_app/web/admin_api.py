@@ -20,7 +20,7 @@ from proxy_app.services.admin.shapes import Order
 from proxy_app.services.relayed import Answer
 from proxy_app.services.usage_report import COLUMNS, as_csv
 from proxy_app.web.bodies import read_short_body
-from proxy_app.web.callers import PLAIN_COOKIE, SECURE_COOKIE, check_origin, is_secure
+from proxy_app.web.callers import PLAIN_COOKIE, SECURE_COOKIE, check_origin, is_secure, session_token
 from proxy_app.web.hangup import GunicornClient
 from proxy_app.web.relayed import origin, passed
 from proxy_app.web.respond import Raw, json_answer, runtime
@@ -290,7 +290,8 @@ def _login(office: Office, order: Login) -> Raw:
 
 
 def _logout(office: Office) -> Raw:
-    if token := g.get("session_token"):
+    # The cookie's, though a key beside it may be what let the request in.
+    if token := session_token():
         office.sessions.logout(token)
     return Raw(b"", 204, [("Set-Cookie", _cookie("", 0))])
 

@@ -92,10 +92,11 @@ def _register_signature(app: Flask) -> None:
         if has_body(request.environ) and not g.get("body_read"):
             # What is left of it would be taken for the next request, or answered a second time.
             close_after_answer()
-        if request.path.startswith("/admin"):
+        origin, is_admin = request.environ.get("HTTP_ORIGIN"), request.path.startswith("/admin")
+        if is_admin:
+            # Pages of other origins have no business here, whichever may chat.
             protect(response)
-        origin = request.environ.get("HTTP_ORIGIN")
-        if origin is not None and g.get("origin_allowed"):
+        elif origin is not None and g.get("origin_allowed"):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers.add("Vary", "Origin")
         if log.isEnabledFor(logging.DEBUG):

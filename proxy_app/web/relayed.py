@@ -9,7 +9,7 @@ from typing import Any
 from flask import g, request
 
 from proxy_app.dialects.body import Asked, asked, is_blank
-from proxy_app.dialects.bounds import Bounds, bounded
+from proxy_app.dialects.bounds import Bounds, bounded, stated_length
 from proxy_app.dialects.inference import InferenceRoute
 from proxy_app.dialects.usage import with_usage
 from proxy_app.domain import Buffer
@@ -60,7 +60,8 @@ def _asking(route: InferenceRoute, body: Buffer, ask: Asked) -> Asking:
     counts = is_counted and ask.stream and route.path in ("/v1/chat/completions", "/v1/completions")
     more = with_usage(body) if counts and not _is_packed() else None
     call = _call(route, body if more is None else more)
-    return Asking(route, call, GunicornClient(request.environ), g.caller, hides_usage=more is not None)
+    length = stated_length(body, route.dialect) if g.caller.limits.counts_work else None
+    return Asking(route, call, GunicornClient(request.environ), g.caller, length, hides_usage=more is not None)
 
 
 def _bounded(route: InferenceRoute, body: Buffer) -> Buffer:
@@ -117,6 +118,9 @@ def _read(route: InferenceRoute, body: Buffer) -> Asked:
     content_type = environ.get("CONTENT_TYPE", "")
     if route.needs_multipart and not content_type.lower().startswith("multipart/form-data"):
         raise BadRequest("failed to parse multipart form: request Content-Type isn't multipart/form-data")
+    if _is_packed() and not route.needs_multipart:
+        # What is packed is no form, whatever its bytes look like: who unpacks it reads something else.
+        content_type = ""
     if route.takes_zstd and (encoding := environ.get("HTTP_CONTENT_ENCODING")):
         body = decoded(body, encoding, runtime().bodies)
     if is_blank(body):

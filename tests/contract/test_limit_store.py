@@ -282,6 +282,34 @@ def test_a_ticket_settles_once(limiter: Limiter, db: redis.Redis) -> None:
     assert db.zcard(UNDER_WAY) == 0
 
 
+@pytest.mark.parametrize(("length", "reserved"), [(None, 25 + 256), (9, 25 + 9), (700, 25 + 700), (10**9, 25 + 32_768)])
+def test_an_answer_is_taken_to_be_as_long_as_its_request_lets_it_be(
+    limiter: Limiter, db: redis.Redis, length: int | None, reserved: int
+) -> None:
+    ticket = limiter.admit(caller("tpd=1000"), 100, length)
+    assert db.hget(COUNTS, "used") == str(reserved)
+    assert ticket.guess == 25
+    ticket.settle()
+
+
+def test_what_runs_counts_against_the_gpu_time_of_the_day(limiter: Limiter) -> None:
+    tickets = [limiter.admit(caller("gpu=3"), 0) for _ in range(3)]
+    with pytest.raises(Limited) as refused:
+        limiter.admit(caller("gpu=3"), 0)
+    assert refused.value.retry_after_s == 1, "it may soon be there again"
+    for ticket in tickets:
+        ticket.settle(0, 100)
+    until(lambda: let_in_again(limiter, "gpu=3"), "it took less than was thought")
+
+
+def let_in_again(limiter: Limiter, limits: str) -> bool:
+    try:
+        limiter.admit(caller(limits), 0).settle()
+    except Limited:
+        return False
+    return True
+
+
 def test_closing_settles_what_has_ended(store: LimitStore, db: redis.Redis) -> None:
     limiter = Limiter(store, 1)
     tickets = [limiter.admit(caller("concurrent=50,tpd=1000000"), 100) for _ in range(20)]

@@ -186,11 +186,18 @@ def test_a_body_of_many_megabytes_is_read_to_its_end() -> None:
 )
 def test_a_multipart_form_names_its_model(content_type: str) -> None:
     body = multipart(("file", b'{"model":"no"}\r\n--X\x00'), ("model", b"whisper"), ("models", b"no"))
-    assert model_of(body, content_type, "model=no") == "whisper"
+    assert model_of(body, content_type, "models=no") == "whisper"
 
 
 def test_a_multipart_form_without_a_model_does_not_look_elsewhere() -> None:
-    assert model_of(multipart(("file", b"x")), "multipart/form-data; boundary=XX", "model=no") == ""
+    assert model_of(multipart(("file", b"x")), "multipart/form-data; boundary=XX", "models=no") == ""
+
+
+@pytest.mark.parametrize("query", ["model=other", "a=b&model=other", "%6dodel=other", "mod%65l="])
+def test_a_model_beside_the_form_is_refused(query: str) -> None:
+    """Go's FormValue would take that one."""
+    with pytest.raises(BadRequest):
+        model_of(multipart(("model", b"a")), "multipart/form-data; boundary=XX", query)
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,13 @@ def test_configuring_twice_writes_once(log: Log) -> None:
     telemetry.configure("debug")
     logging.getLogger("a").debug("once")
     assert len(log.lines) == 1
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029", "\x9b2J", "\u202e"])
+def test_no_reader_takes_a_text_for_a_line_or_a_command(log: Log, mark: str) -> None:
+    telemetry.configure("info")
+    logging.getLogger("a").info("before", extra={"fields": {"model": f"ä{mark}x"}})
+    text = log.text
+    assert mark[0] not in text
+    assert "ä" in text
+    assert json.loads(text)["model"] == f"ä{mark}x"

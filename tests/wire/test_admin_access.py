@@ -159,8 +159,20 @@ def test_a_foreign_page_may_not_log_in(site: AdminSite) -> None:
 def test_a_foreign_page_reads_nothing(site: AdminSite, own_session: dict[str, str], foreign: str) -> None:
     for path in ("/backends", "/keys"):
         answer = site.call("GET", path, key=None, headers={**own_session, **FOREIGN[foreign]})
-        # Without this word of the server's, no browser gives a page what it was told with cookies.
+        # Without this word of the server's, no browser gives a page what it was told.
+        assert answer.header("access-control-allow-origin") is None
         assert answer.header("access-control-allow-credentials") is None
+
+
+def test_where_there_are_no_keys_a_page_that_may_chat_still_reads_nothing(fake: FakeOllama, tmp_path: Path) -> None:
+    with gateway([fake], tmp_path, CARAVAN_ORIGINS=CHAT) as process:
+        for origin in (CHAT, "http://localhost:3000"):
+            headers = {"Origin": origin}
+            assert fetch(f"{process.url}/api/tags", headers=headers).header("access-control-allow-origin") == origin
+            for path in (f"{API}/settings", f"{API}/keys", *PAGES.values()):
+                assert fetch(process.url + path, headers=headers).header("access-control-allow-origin") is None
+                preflight = fetch(process.url + path, "OPTIONS", headers=headers)
+                assert preflight.header("access-control-allow-origin") is None
 
 
 def test_a_form_of_another_page_changes_nothing(site: AdminSite, own_session: dict[str, str]) -> None:
@@ -297,6 +309,13 @@ def test_logging_out_ends_this_session_alone(site: AdminSite) -> None:
     assert site.call("DELETE", "/session", key=None, headers=mine).status in (200, 204)
     assert site.call("GET", "/backends", key=None, headers=mine).status == 401
     assert site.call("GET", "/backends", key=None, headers=other).status == 200
+
+
+def test_logging_out_ends_the_session_though_a_key_is_beside_it(site: AdminSite) -> None:
+    """A proxy in front may add one."""
+    own = session(site)
+    assert site.call("DELETE", "/session", headers=own).status == 204
+    assert site.call("GET", "/backends", key=None, headers=own).status == 401
 
 
 def test_logging_out_everywhere_ends_them_all(site: AdminSite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 SAID = "Hello from one."
 SIGNER = Signer()
 PAGE = "https://chat.example"
+FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass
@@ -104,6 +106,40 @@ def behind(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     made = make_keys(folder)
     with gateway([fake], folder, CARAVAN_TRUSTED_HOPS="1", **NO_BREAKER) as process:
         yield Site(process.url, folder, fake, made)
+
+
+# -- what is no model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/api/experimental/web_search", "/api/experimental/web_fetch"])
+def test_who_may_use_no_cloud_model_searches_with_nobodys_account(site: Site, path: str) -> None:
+    asked = {"query": "x", "url": "https://example.com"}
+    site.fake.forget_requests()
+    for key in ("tiny", "local"):
+        answer = site.ask(path, key, asked=asked)
+        assert (answer.status, "cloud" in answer.json()["error"]) == (403, True)
+    assert site.fake.count(path) == 0
+    for key in ("user", "cloud"):
+        site.ask(path, key, asked=asked)
+    assert site.fake.count(path) == 2
+
+
+def test_a_body_that_is_packed_is_no_form(site: Site) -> None:
+    """It has to be read as it will be by whoever unpacks it."""
+    form = b"\x1f\x8b\x08\x08aaaaaa&model=tiny&\x00" + gzip.compress(b'{"model":"mine"}')[10:]
+    for path in ("/api/chat", "/v1/chat/completions", "/v1/messages"):
+        headers = {**bearer(site.keys["tiny"]), "Content-Type": FORM, "Content-Encoding": "gzip"}
+        site.fake.forget_requests()
+        assert fetch(site.url + path, "POST", form, headers).status == 400
+        assert site.fake.count(path) == 0
+
+
+def test_a_form_names_the_model_that_the_backend_will_take(site: Site) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--x--\r\n'
+    headers = {**bearer(site.keys["tiny"]), "Content-Type": "multipart/form-data; boundary=x"}
+    path = "/v1/audio/transcriptions"
+    for query in ("?model=mine", "?%6dodel=mine"):
+        assert fetch(site.url + path + query, "POST", body, headers).status == 400
 
 
 # -- ways to present a key ---------------------------------------------------------------------------

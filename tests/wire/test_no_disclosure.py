@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from conformance.fakes.faults import Status
 from conformance.fakes.http import RawClient, RawResponse
 from conformance.fakes.models import FakeModel
 from conformance.fakes.ollama import FakeOllama
@@ -197,6 +198,18 @@ def test_an_order_for_a_forbidden_model_tells_nothing(site: Site, order: str, ke
     held, unknown = answers
     assert held == unknown
     assert held.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/api/embed"])
+def test_a_model_that_its_holders_have_lost_looks_the_same(site: Site, client: RawClient, path: str) -> None:
+    """Until they are polled again they are thought to hold it."""
+    site.fake.fault(path, Status(404, '{"error":"model \'tiny\' not found"}'), times=None)
+    try:
+        gone = told(client, asking(path)("tiny"), site.keys["user"], "tiny")
+        assert ask(client, asking(path)("tiny"), site.keys["manager"]).status == 404
+    finally:
+        site.fake.clear_faults()
+    assert gone == told(client, asking(path)("none"), site.keys["user"], "none")
 
 
 def test_an_answer_that_is_no_403_does_not_say_403(site: Site, client: RawClient) -> None:
