@@ -342,6 +342,13 @@ class Stopping(Interrupted):
     told = "Caravan is being stopped: please try again"
 
 
+class Deserting(Interrupted):
+    """The backend that is asked has gone down: the next one is asked."""
+
+    outcome = "deserted"
+    told = "the backend went down: please try again"
+
+
 class Cancelling(Interrupted):
     """An operator ends one request."""
 

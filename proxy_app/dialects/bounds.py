@@ -141,7 +141,7 @@ class _Work:
         value = self.value("keep_alive")
         if most is None or value is None:
             return
-        wanted = _seconds(value)
+        wanted = seconds(value)
         if wanted is None or 0 <= wanted <= most:
             return
         self._refuse("keep_alive", value, most)
@@ -213,7 +213,7 @@ def _listed(value: Any) -> int:
     return len(value) if isinstance(value, list) else 0
 
 
-def _seconds(value: Any) -> float | None:
+def seconds(value: Any) -> float | None:
     """A keep_alive in seconds, negative for "for ever"; None where it is none."""
     if isinstance(value, bool):
         return None

@@ -51,12 +51,16 @@ class Breakers:
         """The tiers without those whose breaker is open; see `policy.skip_broken`."""
         if not self._breakers:
             return list(tiers)
-        now = self.now()
         return policy.skip_broken(
             tiers,
-            lambda i: not all(self._of(key).allows(now) for key in (i, (i, model))),
+            lambda i: not self.allows((i, model)),
             lambda i: max(self._of(key).open_until for key in (i, (i, model))),
         )
+
+    def allows(self, pair: Pair) -> bool:
+        """May a request go to that backend now?"""
+        now = self.now()
+        return all(self._of(key).allows(now) for key in (pair[0], pair)) if self._breakers else True
 
     def state(self, backend_id: int) -> Literal["closed", "open", "half-open"]:
         """Of what is wrong with all of a backend, as this worker knows it."""

@@ -26,6 +26,7 @@ from proxy_app.services.relayed import STOPPING, Answer, RelayBody, Trace
 from proxy_app.services.running import Run, Runs
 from proxy_app.services.search import Asking, Parts, Search
 from proxy_app.services.traffic import TrafficBook
+from proxy_app.services.unloading import unload_everywhere
 from proxy_app.services.usage import UsageBook
 from proxy_app.upstream.client import Call
 
@@ -58,7 +59,11 @@ class Relay:
         try:
             ticket = self.limiter.admit(asking.caller, _size(asking.call), asking.length)
             with self.parts.budget.request(), asking.client.watch(), run.waiting.exposed():
-                answer = self._search(asking, trace).run()
+                search = self._search(asking, trace)
+                run.follow = search.follow
+                if asking.unloads:
+                    unload_everywhere(self.parts.upstream, search.fleet, search.model, asking.call)
+                answer = search.run()
         except (RequestError, ClientGone, Interrupted) as exc:
             raise self._told(exc, run) from None
         finally:

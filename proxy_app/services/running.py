@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
+from proxy_app.domain import Fleet
 from proxy_app.errors import Cancelling
 from proxy_app.services.relayed import RelayBody, Trace
 from proxy_app.store.redis import unix_now
@@ -21,6 +22,7 @@ class Run:
         id: its own: clients may choose theirs, and choose the same twice.
         at: when it came, UTC seconds.
         body: of its answer, where that streams.
+        follow: is told of a new Fleet while it looks for an answer.
     """
 
     trace: Trace
@@ -28,6 +30,7 @@ class Run:
     at: float = field(default_factory=unix_now)
     waiting: Interruptible = field(default_factory=Interruptible)
     body: RelayBody | None = None
+    follow: Callable[[Fleet], None] = lambda _: None
 
     @property
     def backend(self) -> str | None:
@@ -62,6 +65,10 @@ class Runs:
     def __iter__(self) -> Iterator[Run]:
         """Newest first."""
         return iter(sorted(self._runs.values(), key=lambda run: run.at, reverse=True))
+
+    def follow(self, fleet: Fleet) -> None:
+        for run in self:
+            run.follow(fleet)
 
     def begin(self, trace: Trace) -> Run:
         run = Run(trace)

@@ -117,6 +117,7 @@ class Runtime:
             sharing=Sharing(parts.breakers, BreakerBoard(gate, settings.redis_prefix)),
         )
         reloader.on_change(parts.breakers.follow)
+        reloader.on_change(runs.follow)
         runtime.start()
         return runtime
 

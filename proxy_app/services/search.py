@@ -19,6 +19,7 @@ from proxy_app.errors import (
     AllFailed,
     BadAnswer,
     ConnectionLost,
+    Deserting,
     Hidden,
     RequestError,
     Truncated,
@@ -32,6 +33,7 @@ from proxy_app.services.loads import Loads
 from proxy_app.services.relayed import Answer, Client, RelayBody, Trace, with_length
 from proxy_app.services.retries import RetryBudget
 from proxy_app.store.leases import Lease, LeaseKeeper
+from proxy_app.upstream.aside import Interruptible
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
 from proxy_app.upstream.headers import to_client
 from proxy_app.upstream.records import LastRecord
@@ -80,6 +82,7 @@ class Asking:
 
     Args:
         length: how many tokens the answer may have, where the request says it.
+        unloads: it only ends the model's stay in memory.
         hides_usage: the backend was asked for the usage, and the client did not ask for it.
     """
 
@@ -88,18 +91,23 @@ class Asking:
     client: Client
     caller: Caller
     length: int | None = None
+    unloads: bool = False
     hides_usage: bool = False
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """One attempt. `is_handed_over`: its answer streams, and whoever streams it gives back what it holds."""
+    """One attempt. `is_handed_over`: its answer streams, and whoever streams it gives back what it holds.
+
+    `waiting`: lets it be given up while nothing has gone out.
+    """
 
     lease: Lease
     model: str
     limits: Limits
     upstream: Upstream | None = None
     is_handed_over: bool = False
+    waiting: Interruptible = field(default_factory=Interruptible)
 
     @property
     def pair(self) -> Pair:
@@ -147,6 +155,16 @@ class Search:
     is_listed: bool = False
     kept: list[_Kept] = field(default_factory=list)
     tried: set[int] = field(default_factory=set)
+    current: _Attempt | None = None
+
+    def follow(self, fleet: Fleet) -> None:
+        """Take notice of a new Fleet. Where the backend that is asked has gone down, and another one is left, that one
+        is asked instead: a machine that hangs answers nobody, and nothing has gone out yet. Called by any thread."""
+        attempt = self.current
+        if attempt is None or _is_live(fleet, attempt.lease.backend_id):
+            return
+        if any(_is_live(fleet, i) for tier in self._untried() for i in tier):
+            attempt.waiting.interrupt(Deserting())
 
     def run(self) -> Answer:
         """The first good answer, else the best of the others.
@@ -184,19 +202,34 @@ class Search:
 
     def _attempt(self, tier: policy.Tier) -> Answer | None:
         """Try the least busy backend of a tier; None means: ask the next one."""
-        attempt = self._begin(self.parts.leases.take(tier))
+        self.current = attempt = self._begin(self._take(tier))
         try:
             backend = self.fleet.by_id[attempt.lease.backend_id].backend
             send = partial(self.parts.upstream.send, backend, self.asking.call, attempt.limits)
-            attempt.upstream = self.parts.loads.send(attempt.pair, attempt.limits, send)
-            return self._judge(attempt, attempt.upstream)
+            with attempt.waiting.exposed():
+                attempt.upstream = self.parts.loads.send(attempt.pair, attempt.limits, send)
+                return self._judge(attempt, attempt.upstream)
         except UpstreamError as exc:
             self._note(exc, attempt)
             return None
+        except Deserting:
+            self.trace.reasons.append("went down before it answered")
+            return None
         finally:
+            self.current = None
             self.parts.breakers.reported(attempt.pair)
             if not attempt.is_handed_over:
                 attempt.give_back()
+
+    def _take(self, tier: policy.Tier) -> Lease:
+        """A place at the least busy backend of a tier; while that was looked for, another request may have become the
+        one that a half-open breaker lets through."""
+        lease = self.parts.leases.take(tier)
+        while len(tier) > 1 and not self.parts.breakers.allows((lease.backend_id, self.model)):
+            lease.release()
+            tier = tuple(i for i in tier if i != lease.backend_id)
+            lease = self.parts.leases.take(tier)
+        return lease
 
     def _begin(self, lease: Lease) -> _Attempt:
         pair = lease.backend_id, self.model
@@ -314,6 +347,11 @@ class Search:
         for kept in self.kept:
             if kept.verdict is Verdict.FAILED:
                 self.parts.breakers.failed(kept.pair)
+
+
+def _is_live(fleet: Fleet, backend_id: int) -> bool:
+    member = fleet.by_id.get(backend_id)
+    return member is not None and member.is_live
 
 
 def _keep(attempt: _Attempt, upstream: Upstream, verdict: Verdict, body: bytes) -> _Kept:

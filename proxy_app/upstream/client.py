@@ -204,11 +204,26 @@ class _TLSConnection(_Connection, HTTPSConnection):
     """The same over TLS."""
 
 
+# A connection whose other end has vanished (a machine that is off, a firewall that forgot it) breaks within a minute:
+# what was sent has to be acknowledged, and a backend that thinks for long has to answer the kernel.
+_ALIVE = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+)
+
+
 class Pool(urllib3.HTTPConnectionPool):
     """Connections to one backend, each of which leads where it may."""
 
     ConnectionCls = _Connection
     nets = ANYWHERE
+
+    def __init__(self, host: str, port: int | None = None, **about: Any) -> None:
+        super().__init__(host, port, socket_options=_ALIVE, **about)
 
     def _new_conn(self) -> Any:
         connection = super()._new_conn()
@@ -284,7 +299,7 @@ class UpstreamClient:
         pool = self._pools.get(backend.url)
         if pool is None:
             kind = TLSPool if url.scheme == "https" else Pool
-            pool = kind(url.hostname or "", port=url.port, maxsize=POOL_SIZE, block=False)
+            pool = kind(url.hostname or "", url.port, maxsize=POOL_SIZE, block=False)
             pool.nets = self._nets
             self._pools[backend.url] = pool
         return pool, url.path

@@ -10,6 +10,7 @@ import http.client
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import gevent
@@ -20,11 +21,14 @@ from gevent.event import AsyncResult
 from proxy_app.errors import BadAnswer, ClientGone, Interrupted, Silent, Truncated, UpstreamError
 from proxy_app.upstream.framing import Chunked, Framing, Sized, chunk, framing_of
 from proxy_app.upstream.headers import clean_reason
+from proxy_app.upstream.leaving import Leaving
 from proxy_app.upstream.records import LastRecord
 
 READ_BYTES = 65536
 Change = Callable[[bytes], bytes]
 READABLE, WRITABLE = 1, 2
+# Silence ends a stream after the idle time, and at most this part of it later.
+LOOKS = 10
 
 
 class Upstream:
@@ -139,12 +143,24 @@ class Upstream:
         """Give the connection back, or close it; idempotent."""
         response, framing = self._response, getattr(self, "_framing", None)
         complete = framing is not None and framing.done and framing.failure is None
-        if complete and self.is_reusable and not self._http.will_close:
+        if complete and self.is_reusable and not self._http.will_close and not self._has_more():
             # The body was read past http.client's back; this marks it read without touching the socket.
             self._http.close()
             response.release_conn()
         else:
             response.close()
+
+    def _has_more(self) -> bool:
+        """Did something come behind an answer that has no body? It would be the beginning of the next answer."""
+        if self.length != 0 or self._http.fp is None or self._socket is None:
+            return False
+        self._socket.setblocking(False)
+        try:
+            return bool(self._http.fp.peek(1))
+        except OSError:
+            return False
+        finally:
+            self._socket.settimeout(self._idle_s)
 
 
 def _socket_of(answer: http.client.HTTPResponse) -> socket.socket | None:
@@ -175,7 +191,7 @@ class _Pump:
         loop = gevent.get_hub().loop
         self._readable = loop.io(source.fileno(), READABLE)
         self._writable = loop.io(client.fileno(), WRITABLE)
-        self._hung_up = loop.io(client.fileno(), READABLE)
+        self._hung_up = Leaving(client, partial(self._finish, ClientGone()))
 
     def run(self) -> None:
         if self._framing.failure is not None:
@@ -185,7 +201,7 @@ class _Pump:
         self._client.setblocking(False)
         try:
             self._readable.start(self._on_readable)
-            self._hung_up.start(self._on_client)
+            self._hung_up.start()
             failure = self._wait()
         except Interrupted as exc:
             exc.cuts_a_piece = bool(self._pending)
@@ -200,14 +216,16 @@ class _Pump:
             raise failure
 
     def _wait(self) -> BaseException | None:
-        """Wait for the end; silence is judged once per idle time, so that a token costs no timer."""
+        """Wait for the end; silence is judged some times per idle time, so that a token costs no timer."""
+        quiet = 0
         while True:
             seen = self._moves
             try:
-                failure: BaseException | None = self._result.get(timeout=self._idle_s)
+                failure: BaseException | None = self._result.get(timeout=self._idle_s / LOOKS)
                 return failure
             except gevent.Timeout:
-                if self._moves == seen:
+                quiet = quiet + 1 if self._moves == seen else 0
+                if quiet == LOOKS:
                     return ClientGone() if self._pending else Silent(self._idle_s)
 
     def _on_readable(self) -> None:
@@ -273,18 +291,6 @@ class _Pump:
         self._settle()
         if not self._result.ready():
             self._readable.start(self._on_readable)
-
-    def _on_client(self) -> None:
-        try:
-            if self._client.recv(1, socket.MSG_PEEK):
-                # A pipelined request: the client is there.
-                self._hung_up.stop()
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self._finish(ClientGone())
 
     def _finish(self, failure: BaseException | None) -> None:
         self._readable.stop()

@@ -11,14 +11,13 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import gevent
 from gevent import getcurrent
 
 from proxy_app.errors import ClientGone
-
-READABLE = 1
+from proxy_app.upstream.leaving import Leaving
 
 
 class GunicornClient:
@@ -46,22 +45,9 @@ class GunicornClient:
         if self._socket is None:
             yield
             return
-        watcher = gevent.get_hub().loop.io(self._socket.fileno(), READABLE)
-        watcher.start(_throw_if_gone, watcher, self._socket, getcurrent())
+        watcher = Leaving(self._socket, partial(getcurrent().throw, ClientGone()))
+        watcher.start()
         try:
             yield
         finally:
-            watcher.stop()
             watcher.close()
-
-
-def _throw_if_gone(watcher: Any, client: socket.socket, waiting: Any) -> None:
-    """Called by the hub when the client's connection can be read."""
-    watcher.stop()
-    try:
-        # Bytes are a pipelined request: the client is there.
-        gone = not client.recv(1, socket.MSG_PEEK)
-    except OSError:
-        gone = True
-    if gone:
-        waiting.throw(ClientGone())

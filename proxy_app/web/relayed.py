@@ -11,6 +11,7 @@ from flask import g, request
 from proxy_app.dialects.body import Asked, asked, is_blank
 from proxy_app.dialects.bounds import Bounds, bounded, stated_length
 from proxy_app.dialects.inference import InferenceRoute
+from proxy_app.dialects.unload import is_unload
 from proxy_app.dialects.usage import with_usage
 from proxy_app.domain import Buffer
 from proxy_app.errors import BadRequest, BodyTooLarge
@@ -61,7 +62,9 @@ def _asking(route: InferenceRoute, body: Buffer, ask: Asked) -> Asking:
     more = with_usage(body) if counts and not _is_packed() else None
     call = _call(route, body if more is None else more)
     length = stated_length(body, route.dialect) if g.caller.limits.counts_work else None
-    return Asking(route, call, GunicornClient(request.environ), g.caller, length, hides_usage=more is not None)
+    unloads = is_unload(body, route.path)
+    client = GunicornClient(request.environ)
+    return Asking(route, call, client, g.caller, length, unloads, hides_usage=more is not None)
 
 
 def _bounded(route: InferenceRoute, body: Buffer) -> Buffer:

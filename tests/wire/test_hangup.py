@@ -60,6 +60,24 @@ def test_a_hang_up_during_prefill_reaches_the_backend(site: Stand, stream: bool,
     assert site.post("/api/chat").status == 200
 
 
+@pytest.mark.parametrize("said", [b"\r\n", b"GET /api/version HTTP/1.1\r\n"])
+@pytest.mark.parametrize("way", WAYS)
+def test_who_says_more_and_leaves_has_left(site: Stand, way: str, said: bytes) -> None:
+    """In prefill, and where a stream has fallen silent."""
+    for fault in (faults.StallBeforeHeaders(), faults.StreamThen(2, faults.Stall)):
+        site.fakes[0].fault("/api/chat", fault)
+        site.fakes[0].forget_requests()
+        with site.client() as client:
+            ask(client, "/api/chat", True)
+            request = site.fakes[0].wait_for("/api/chat")
+            if isinstance(fault, faults.StreamThen):
+                assert next(client.iter_body(client.read_head()))
+            client.send(said)
+            assert not request.client_gone.wait(0.3), "who says something is there"
+            WAYS[way](client)
+            assert_left(request)
+
+
 @pytest.mark.parametrize("path", INFERENCE)
 def test_a_hang_up_during_prefill_reaches_the_backend_on_every_route(site: Stand, path: str) -> None:
     site.fakes[0].fault(path, faults.StallBeforeHeaders())
