@@ -147,9 +147,9 @@ def _labels(found: KeysView) -> dict[str, str]:
 def _labelled(chart: ChartView, labels: Mapping[str, str]) -> ChartView:
     """The same with the labels of keys."""
     points = [
-        replace(at, gpu_s={labels.get(key, key): spent for key, spent in at.gpu_s.items()}) for at in chart.points
+        replace(at, gpu_s={labels.get(key, key): spent for key, spent in at.gpu_s.items()}) for at in chart.gpu_points
     ]
-    return replace(chart, points=points)
+    return replace(chart, gpu_points=points)
 
 
 def _example(found: ModelsView) -> ModelView | None:

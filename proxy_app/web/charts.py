@@ -12,7 +12,7 @@ from math import floor, log10
 
 from markupsafe import Markup
 
-from proxy_app.services.admin.shapes import ChartView, Point
+from proxy_app.services.admin.shapes import ChartView, GpuPoint, Point
 from proxy_app.web.units import count, iso, rate, seconds, utc
 
 WIDTH, HEIGHT = 600.0, 100.0
@@ -65,8 +65,9 @@ class Chart:
 
 def charts(view: ChartView) -> list[Markup]:
     """All charts of the traffic page, in its order."""
-    ats = [point.at for point in view.points]
-    return [_figure(chart, ats, view.step_s) for chart in _all(view.points)]
+    ats, gpu_ats = [point.at for point in view.points], [point.at for point in view.gpu_points]
+    drawn = [_figure(chart, ats, view.step_s) for chart in _all(view.points)]
+    return [*drawn, _figure(_gpu(view.gpu_points), gpu_ats, view.gpu_step_s)]
 
 
 def _all(points: Sequence[Point]) -> Iterator[Chart]:
@@ -74,7 +75,6 @@ def _all(points: Sequence[Point]) -> Iterator[Chart]:
     yield _first_byte(points)
     yield _speed(points)
     yield _loads(points)
-    yield _gpu(points)
 
 
 def _requests(points: Sequence[Point]) -> Chart:
@@ -107,14 +107,14 @@ def _loads(points: Sequence[Point]) -> Chart:
     return Chart("loads", "Model loads", (loads,), count, summary, empty, is_stacked=True)
 
 
-def _gpu(points: Sequence[Point]) -> Chart:
+def _gpu(points: Sequence[GpuPoint]) -> Chart:
     series = _by_key(points)
     summary = f"{seconds(sum(each.total for each in series))} in all"
     empty = "No GPU worked for anybody in this time."
     return Chart("gpu", "GPU time by key", series, seconds, summary, empty, is_stacked=True)
 
 
-def _by_key(points: Sequence[Point]) -> tuple[Series, ...]:
+def _by_key(points: Sequence[GpuPoint]) -> tuple[Series, ...]:
     """The keys that used most, and all others together."""
     names = dict.fromkeys(name for point in points for name in point.gpu_s)
     each = [Series(_label(name), tuple(p.gpu_s.get(name, 0.0) for p in points)) for name in names]
@@ -211,7 +211,7 @@ _BODY = Markup(
     '<div class="plot"><div class="ys" aria-hidden="true"><span>{top}</span><span>{middle}</span><span>0</span></div>'
     '<svg viewBox="0 0 {width:.0f} {height:.0f}" preserveAspectRatio="none" role="img" aria-label="{said}">'
     '<path class="rules" d="M0 0H{width:.0f}M0 {half:.0f}H{width:.0f}M0 {height:.0f}H{width:.0f}"/>{paths}</svg>'
-    '<div class="xs" aria-hidden="true">{marks}</div></div>'
+    '<div class="xs{few}" aria-hidden="true">{marks}</div></div>'
     '<p class="readout" aria-hidden="true"></p>'
     '<details id="numbers-{name}"><summary>{title}: the numbers as a table</summary>'
     '<div class="scroll" role="region" tabindex="0" aria-label="{title} as a table"><table class="numbers">'
@@ -240,7 +240,9 @@ def _body(chart: Chart, ats: Sequence[float]) -> Markup:
         height=HEIGHT,
         half=HEIGHT / 2,
         paths=_joined(_paths(chart, end)),
-        marks=_joined(_time(ats[index], "short") for index in (0, len(ats) // 2, -1)),
+        # Each of two or three steps has its own, below it.
+        few=" few" if len(ats) <= 3 else "",
+        marks=_joined(_time(at, "short") for at in dict.fromkeys((ats[0], ats[len(ats) // 2], ats[-1]))),
         heads=_joined(Markup('<th scope="col"><bdi>{}</bdi></th>').format(each.label) for each in chart.series),
         rows=_joined(_rows(chart, ats)),
     )

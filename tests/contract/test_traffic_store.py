@@ -247,11 +247,23 @@ def test_a_chart_has_a_point_for_every_step_up_to_now(traffic: Traffic, store: T
     assert sum(point.requests for point in chart.points) == 7
 
 
-@pytest.mark.parametrize("span_s", [6 * 3600, 86_400, 7 * 86_400])
+@pytest.mark.parametrize("span_s", [6 * 3600, 86_400, 7 * 86_400, 30 * 86_400])
 def test_a_chart_has_the_gpu_time_of_each_key(traffic: Traffic, registry: Registry, span_s: int) -> None:
     hour = int(unix_now()) // HOUR_S * HOUR_S
     keys = [UsageKey(hour - n * HOUR_S, "k", f"m{n}", "a") for n in (0, 1, 2)]
     UsageStore(registry).add({key: Tally(1, gpu_ms=10_000) for key in keys}, 0)
-    points = traffic.chart(span_s).points
-    assert sum(point.gpu_s.get("k", 0.0) for point in points) == pytest.approx(30.0)
-    assert {key for point in points for key in point.gpu_s} == {"k"}
+    chart = traffic.chart(span_s)
+    used = {point.at: point.gpu_s for point in chart.gpu_points}
+    assert sum(at.get("k", 0.0) for at in used.values()) == pytest.approx(30.0)
+    assert {key for at in used.values() for key in at} == {"k"}
+    assert list(used) == list(range(min(used), max(used) + 1, int(chart.gpu_step_s)))
+    assert min(used) <= chart.points[0].at
+    assert max(used) <= unix_now()
+
+
+def test_gpu_time_of_a_short_span_is_not_split(traffic: Traffic, registry: Registry) -> None:
+    """Only the sum of an hour is known: a minute's share of it would be made up."""
+    hour = int(unix_now()) // HOUR_S * HOUR_S
+    UsageStore(registry).add({UsageKey(hour, "k", "m", "a"): Tally(1, gpu_ms=10_000)}, 0)
+    points = [point for point in traffic.chart(3600).gpu_points if point.gpu_s]
+    assert [(point.at, point.gpu_s) for point in points] == [(hour, {"k": 10.0})]

@@ -92,7 +92,8 @@ class Hostile:
         return shapes.TrafficView(running=self._all(running), finished=self._all(finished), is_partial=True)
 
     def chart(self, span_s: float) -> shapes.ChartView:
-        return shapes.ChartView(span_s=span_s, step_s=60, points=[shapes.Point(at=0.0, gpu_s={self.text: 1.0})])
+        used = shapes.GpuPoint(at=0.0, gpu_s={self.text: 1.0})
+        return shapes.ChartView(span_s=span_s, step_s=60, points=[shapes.Point(at=0.0)], gpu_points=[used])
 
     def keys(self) -> shapes.KeysView:
         t = self.text

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from proxy_app.domain.histogram import BUCKETS
-from proxy_app.services.admin.traffic import MAX_SPAN_S, MIN_SPAN_S, MOST_POINTS, gpu_by_step, point, step_of
+from proxy_app.services.admin.shapes import GpuPoint
+from proxy_app.services.admin.traffic import (
+    MAX_SPAN_S,
+    MIN_SPAN_S,
+    MOST_POINTS,
+    gpu_points,
+    gpu_step_of,
+    point,
+    step_of,
+)
 from proxy_app.services.usage import HOUR_S
 from proxy_app.store.traffic import Sums
 
@@ -28,34 +37,25 @@ def test_no_span_has_too_many_points_or_odd_steps() -> None:
         assert HOUR_S % step_s == 0 or (step_s % HOUR_S == 0 and DAY_S % step_s == 0)
 
 
-def test_gpu_time_of_an_hour_is_shared_by_its_steps() -> None:
-    found = gpu_by_step([(HOUR, "k", 6_000), (HOUR, "", 60_000)], 600, HOUR + 10 * HOUR_S, {})
-    assert found == {HOUR + n * 600: {"k": 1.0, "": 10.0} for n in range(6)}
+@pytest.mark.parametrize(("step_s", "gpu_step_s"), [(60, HOUR_S), (HOUR_S, HOUR_S), (21600, 21600)])
+def test_gpu_time_has_no_step_below_an_hour(step_s: int, gpu_step_s: int) -> None:
+    assert gpu_step_of(step_s) == gpu_step_s
 
 
-def test_gpu_time_of_this_hour_is_shared_by_what_is_over_of_it() -> None:
-    assert gpu_by_step([(HOUR, "k", 6_000)], 600, HOUR + 601, {}) == {HOUR: {"k": 3.0}, HOUR + 600: {"k": 3.0}}
-
-
-def test_gpu_time_goes_where_requests_were() -> None:
-    requests = {HOUR: 1, HOUR + 1200: 3, HOUR + HOUR_S: 50}
-    found = gpu_by_step([(HOUR, "k", 6_000)], 600, HOUR + 10 * HOUR_S, requests)
-    assert found == {HOUR: {"k": 1.5}, HOUR + 1200: {"k": 4.5}}
-
-
-def test_gpu_time_of_long_steps_is_their_sum() -> None:
-    assert gpu_by_step([(HOUR, "k", 6_000)], 7200, HOUR + 100, {}) == {HOUR: {"k": 6.0}}
+def test_gpu_time_of_an_hour_is_one_point() -> None:
+    found = gpu_points([(HOUR, "k", 6_000), (HOUR, "", 60_000)], range(HOUR - HOUR_S, HOUR + HOUR_S, HOUR_S))
+    assert found == [GpuPoint(at=HOUR - HOUR_S), GpuPoint(at=HOUR, gpu_s={"k": 6.0, "": 60.0})]
 
 
 def test_a_point_of_nothing_says_so() -> None:
-    found = point(HOUR, Sums(), {})
-    assert (found.requests, found.tokens_per_s, found.first_byte_p50, found.gpu_s) == (0, 0.0, None, {})
+    found = point(HOUR, Sums())
+    assert (found.requests, found.tokens_per_s, found.first_byte_p50) == (0, 0.0, None)
 
 
 def test_a_point_counts_the_speed_of_tokens_whose_time_is_known() -> None:
     waits = [0] * BUCKETS
     waits[20] = 4
-    found = point(HOUR, Sums(4, 1, tokens_out=500, timed_tokens=300, out_ms=2_000, loads=2, waits=waits), {"k": 1.0})
+    found = point(HOUR, Sums(4, 1, tokens_out=500, timed_tokens=300, out_ms=2_000, loads=2, waits=waits))
     assert (found.requests, found.errors, found.loads, found.tokens_per_s) == (4, 1, 2, 150.0)
     assert found.first_byte_p50 is not None
     assert found.first_byte_p99 is not None

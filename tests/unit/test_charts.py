@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy_app.services.admin.shapes import ChartView, Point
+from proxy_app.services.admin.shapes import ChartView, GpuPoint, Point
 from proxy_app.web.charts import CLOCK, HEIGHT, MOST_KEYS, bar_path, charts, line_path, top, top_of_time
 
 EVIL = "<script>alert(1)</script>\"'><img src=x>"
@@ -17,7 +17,15 @@ amounts = st.floats(1e-6, 1e12)
 
 
 def chart(name: str, *points: Point) -> str:
-    view = ChartView(span_s=3600, step_s=60, points=list(points))
+    return drawn(name, ChartView(span_s=3600, step_s=60, points=list(points)))
+
+
+def gpu_chart(*hours: dict[str, float]) -> str:
+    points = [GpuPoint(at=3600.0 * i, gpu_s=used) for i, used in enumerate(hours)]
+    return drawn("gpu", ChartView(span_s=3600, step_s=60, points=minutes(60), gpu_points=points))
+
+
+def drawn(name: str, view: ChartView) -> str:
     return next(str(each) for each in charts(view) if f'id="chart-{name}"' in each)
 
 
@@ -75,20 +83,25 @@ def test_what_nobody_measured_is_a_gap_in_the_table_too() -> None:
 
 
 def test_keys_beyond_the_first_are_one_layer() -> None:
-    points = [Point(at=0.0, gpu_s={f"key{i}": float(i + 1) for i in range(MOST_KEYS + 3)})]
-    found = chart("gpu", *points)
+    found = gpu_chart({f"key{i}": float(i + 1) for i in range(MOST_KEYS + 3)})
     assert found.count('class="bar') == 2 * (MOST_KEYS + 1)
     assert "all others" in found
     assert re.findall(r"<td>(.*?)</td>", found)[-1] == "6 s"
 
 
 def test_a_key_that_comes_later_used_nothing_before() -> None:
-    assert "<td>0 s</td>" in chart("gpu", Point(at=0.0, gpu_s={"a": 1.0}), Point(at=60.0, gpu_s={"b": 1.0}))
+    assert "<td>0 s</td>" in gpu_chart({"a": 1.0}, {"b": 1.0})
+
+
+def test_gpu_time_is_drawn_by_the_hour_beside_steps_of_a_minute() -> None:
+    found = gpu_chart({"a": 90.0}, {})
+    assert re.findall(r"<td>(.*?)</td>", found) == ["1 min 30 s", "0 s"]
+    assert "one step is 1 h" in found
 
 
 @pytest.mark.parametrize("name", [EVIL, "x" * 10_000, "\u202eשלום", "", "{name}"])
 def test_a_key_may_be_called_anything(name: str) -> None:
-    found = chart("gpu", *minutes(3, gpu_s={name: 1.0, "other": 2.0}))
+    found = gpu_chart(*[{name: 1.0, "other": 2.0}] * 3)
     assert "<script" not in found
     assert "<img" not in found
     assert len(found) < 10_000
@@ -96,5 +109,7 @@ def test_a_key_may_be_called_anything(name: str) -> None:
 
 
 def test_the_markup_needs_no_inline_style_and_no_script() -> None:
-    found = "".join(charts(ChartView(span_s=60, step_s=60, points=minutes(2, requests=1, loads=1, gpu_s={"a": 1.0}))))
+    used = [GpuPoint(at=0.0, gpu_s={"a": 1.0})]
+    view = ChartView(span_s=60, step_s=60, points=minutes(2, requests=1, loads=1), gpu_points=used)
+    found = "".join(charts(view))
     assert not re.search(r"\sstyle=|<style|<script|\son\w+=", found)

@@ -237,7 +237,7 @@ class TrafficView(Shape, kw_only=True, frozen=True):
 
 
 class Point(Shape, kw_only=True, frozen=True):
-    """One step of a chart. first_byte: seconds. gpu: seconds by key."""
+    """One step of a chart. first_byte: seconds."""
 
     at: float
     requests: int = 0
@@ -247,15 +247,23 @@ class Point(Shape, kw_only=True, frozen=True):
     first_byte_p50: float | None = None
     first_byte_p95: float | None = None
     first_byte_p99: float | None = None
+
+
+class GpuPoint(Shape, kw_only=True, frozen=True):
+    """GPU seconds by key, of an hour or of several."""
+
+    at: float
     gpu_s: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class ChartView(Shape, kw_only=True, frozen=True):
-    """step_s: the time between two points."""
+    """step_s: the time between two points. gpu_step_s: the same of gpu_points, at least an hour: nobody knows more."""
 
     span_s: float
     step_s: float
     points: list[Point]
+    gpu_step_s: float = 3600.0
+    gpu_points: list[GpuPoint] = msgspec.field(default_factory=list)
 
 
 # -- keys --------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from proxy_app.domain.histogram import percentile
 from proxy_app.services.admin.in_flight import InFlight
-from proxy_app.services.admin.shapes import ChartView, Finished, Point, Running
+from proxy_app.services.admin.shapes import ChartView, Finished, GpuPoint, Point, Running
 from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.usage import HOUR_S
 from proxy_app.store.redis import unix_now
@@ -72,10 +72,16 @@ class Traffic:
         step_s, now = step_of(span), int(unix_now())
         last = now // step_s * step_s
         times = range(last - (span // step_s - 1) * step_s, last + 1, step_s)
-        sums, gpu = self._desk.run(partial(_charted, start=times[0], step_s=step_s))
-        gpu_s = gpu_by_step(gpu, step_s, now, {at: step.requests for at, step in sums.items()})
+        # From the beginning of the step in which the first point is.
+        gpu_step_s = gpu_step_of(step_s)
+        gpu_times = range(times[0] // gpu_step_s * gpu_step_s, last + 1, gpu_step_s)
+        sums, gpu = self._desk.run(partial(_charted, times=times, gpu_times=gpu_times))
         return ChartView(
-            span_s=span, step_s=step_s, points=[point(at, sums.get(at, Sums()), gpu_s.get(at, {})) for at in times]
+            span_s=span,
+            step_s=step_s,
+            points=[point(at, sums.get(at, Sums())) for at in times],
+            gpu_step_s=gpu_step_s,
+            gpu_points=gpu_points(gpu, gpu_times),
         )
 
 
@@ -84,7 +90,7 @@ def step_of(span_s: int) -> int:
     return next((step for step in STEPS_S if span_s <= step * MOST_POINTS), STEPS_S[-1])
 
 
-def point(at: int, sums: Sums, gpu_s: Mapping[str, float]) -> Point:
+def point(at: int, sums: Sums) -> Point:
     p50, p95, p99 = (percentile(sums.waits, percent) for percent in (50, 95, 99))
     return Point(
         at=at,
@@ -95,36 +101,29 @@ def point(at: int, sums: Sums, gpu_s: Mapping[str, float]) -> Point:
         first_byte_p50=p50,
         first_byte_p95=p95,
         first_byte_p99=p99,
-        gpu_s=dict(gpu_s),
     )
 
 
-def gpu_by_step(
-    gpu: Iterable[tuple[int, str, int]], step_s: int, now: int, requests: Mapping[int, int]
-) -> dict[int, dict[str, float]]:
-    """GPU seconds by step and key. Only the sum of an hour is known: of steps within it each gets a share of that, as
-    it had of the hour's requests.
+def gpu_step_of(step_s: int) -> int:
+    """The step of GPU time, which is known by the hour: what an hour's minutes had of it, nobody can say. Seconds."""
+    return max(step_s, HOUR_S)
+
+
+def gpu_points(gpu: Iterable[tuple[int, str, int]], times: Iterable[int]) -> list[GpuPoint]:
+    """GPU seconds by key, one point for each of these times.
 
     Args:
-        gpu: the first second of an hour, or of a longer step; a key's id; milliseconds.
-        now: UTC seconds; of the present hour, only the steps that have begun get something.
-        requests: how many ended, by step.
+        gpu: the first second of a step; a key's id; milliseconds.
     """
     found: defaultdict[int, dict[str, float]] = defaultdict(dict)
     for start, key_id, ms in gpu:
-        steps = [at for at in range(start, start + HOUR_S, step_s) if at <= now] or [start]
-        total = sum(requests.get(at, 0) for at in steps)
-        for at in steps:
-            share = requests.get(at, 0) / total if total else 1 / len(steps)
-            if share:
-                found[at][key_id] = ms / 1000 * share
-    return found
+        found[start][key_id] = ms / 1000
+    return [GpuPoint(at=at, gpu_s=found.get(at, {})) for at in times]
 
 
-def _charted(registry: Registry, start: int, step_s: int) -> tuple[dict[int, Sums], list[tuple[int, str, int]]]:
-    # From the beginning of its hour, by which GPU time is known.
-    start = start // HOUR_S * HOUR_S
-    return TrafficStore(registry).steps(start, step_s), UsageStore(registry).gpu_ms(start, max(step_s, HOUR_S))
+def _charted(registry: Registry, times: range, gpu_times: range) -> tuple[dict[int, Sums], list[tuple[int, str, int]]]:
+    sums = TrafficStore(registry).steps(times.start, times.step)
+    return sums, UsageStore(registry).gpu_ms(gpu_times.start, gpu_times.step)
 
 
 def _finished(row: RequestRow) -> Finished:
