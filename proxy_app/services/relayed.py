@@ -14,7 +14,7 @@ from typing import Protocol
 from proxy_app.dialects.endings import is_ended, is_stream, record_end
 from proxy_app.dialects.errors import Dialect, error_record
 from proxy_app.dialects.usage import Spent, spent, token_mark
-from proxy_app.errors import ClientGone, Interrupted, RequestError, Stopping, Truncated
+from proxy_app.errors import Cancelling, ClientGone, Interrupted, RequestError, Silent, Stopping, Truncated
 from proxy_app.store.leases import Lease
 from proxy_app.upstream.aside import Interruptible
 from proxy_app.upstream.headers import to_client
@@ -27,6 +27,8 @@ access = logging.getLogger("caravan.access")
 STOPPING = Stopping.told
 # A valid name is shorter; the rest of an invalid one is nobody's interest.
 LOGGED_NAME = 300
+# How an answer ended that had begun well: its status says nothing of that.
+_BROKEN = (Truncated.code, Silent.code, Stopping.outcome)
 
 
 class Client(Protocol):
@@ -66,6 +68,11 @@ class Trace:
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
+
+    @property
+    def is_fault(self) -> bool:
+        """Did the fleet fail it? Not where its client did wrong or left, a limit refused it or an operator ended it."""
+        return self.outcome in _BROKEN or (self.status >= 500 and self.outcome != Cancelling.outcome)
 
     @property
     def named(self) -> str:

@@ -66,7 +66,7 @@ class TrafficBook(Bookkeeper[Noted]):
         self._noted.ended.append(Over(run, spent, now, trace.elapsed_s))
         sums = self._noted.sums(int(now) // MINUTE_S * MINUTE_S)
         sums.requests += 1
-        sums.errors += trace.outcome != "complete" or trace.status >= 400
+        sums.errors += trace.is_fault
         sums.tokens_out += sane(spent.tokens_out)
         sums.loads += spent.load_ms >= LOAD_MS
         if spent.out_ms > 0:

@@ -43,6 +43,7 @@ class UsageBook(Bookkeeper[dict[UsageKey, Tally]]):
             gpu_ms=sane(spent.gpu_ms),
             load_ms=sane(spent.load_ms),
             estimated=int(not spent.is_exact),
+            faults=int(trace.is_fault),
         )
         self._add(key, one)
 

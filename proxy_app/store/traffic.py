@@ -50,7 +50,7 @@ class Sums:
     """What happened in a minute, or in several.
 
     Args:
-        errors: requests that did not end well.
+        errors: requests that the fleet failed.
         timed_tokens, out_ms: tokens of which it is known how long they took, and how long that was (milliseconds).
         loads: requests that waited for their model to be loaded.
         waits: for a first byte; see `domain.histogram`.

@@ -23,9 +23,10 @@ class Tally:
     """Sums.
 
     Args:
-        errors: requests that did not end well.
+        errors: requests that did not end well, whoever's fault that is: refusals and hang-ups, too.
         gpu_ms, load_ms: milliseconds.
         estimated: requests whose cost nobody said.
+        faults: of the errors, those that are the fleet's.
     """
 
     requests: int = 0
@@ -35,6 +36,7 @@ class Tally:
     gpu_ms: int = 0
     load_ms: int = 0
     estimated: int = 0
+    faults: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

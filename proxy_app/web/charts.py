@@ -78,9 +78,9 @@ def _all(points: Sequence[Point]) -> Iterator[Chart]:
 
 
 def _requests(points: Sequence[Point]) -> Chart:
-    good = Series("without error", tuple(float(max(p.requests - p.errors, 0)) for p in points))
-    bad = Series("with error", tuple(float(p.errors) for p in points))
-    summary = f"{count(good.total + bad.total)} in all, {count(bad.total)} of them with an error"
+    good = Series("all others", tuple(float(max(p.requests - p.errors, 0)) for p in points))
+    bad = Series("failed by the fleet", tuple(float(p.errors) for p in points))
+    summary = f"{count(good.total + bad.total)} in all, {count(bad.total)} of them failed by the fleet"
     empty = "No request came in this time."
     return Chart("requests", "Requests", (good, bad), count, summary, empty, is_stacked=True)
 

@@ -164,12 +164,36 @@ def test_what_ends_is_written(book: TrafficBook, store: TrafficStore) -> None:
     assert sums == expected
 
 
-def test_what_did_not_end_well_is_an_error(book: TrafficBook, store: TrafficStore) -> None:
-    for changes in ({"outcome": "cancelled"}, {"status": 404}, {"outcome": "limited", "status": 429}):
+@pytest.mark.parametrize(
+    ("status", "outcome", "is_fault"),
+    [
+        (200, "complete", False),
+        (400, "complete", False),
+        (404, "model_not_found", False),
+        (403, "model_hidden", False),
+        (429, "limited", False),
+        (499, "client_gone", False),
+        (200, "client_gone", False),
+        (200, "cancelled", False),
+        (503, "cancelled", False),
+        (200, "truncated", True),
+        (200, "silent", True),
+        (200, "stopped", True),
+        (500, "passed_on", True),
+        (502, "all_backends_failed", True),
+        (503, "unavailable", True),
+        (504, "upstream_timeout", True),
+    ],
+)
+def test_only_what_the_fleet_failed_is_its_error(status: int, outcome: str, is_fault: bool) -> None:
+    assert run_of(status=status, outcome=outcome).trace.is_fault == is_fault
+
+
+def test_the_errors_of_a_chart_are_the_fleets(book: TrafficBook, store: TrafficStore) -> None:
+    for changes in ({"outcome": "truncated"}, {"status": 404}, {"outcome": "limited", "status": 429}, {"status": 502}):
         book.note(run_of(first_byte_s=None, **changes), Spent())
-    until(lambda: len(store.last(10)) == 3, "it is written")
-    errors = sum(sums.errors for sums in store.steps(0, 60).values())
-    assert errors == 3
+    until(lambda: len(store.last(10)) == 4, "it is written")
+    assert sum(sums.errors for sums in store.steps(0, 60).values()) == 2
     assert all(not any(sums.waits) for sums in store.steps(0, 60).values())
 
 

@@ -48,7 +48,7 @@ def tallies(store: UsageStore) -> dict[tuple[str, str, str], Tally]:
 
 
 def test_what_is_added_is_summed(store: UsageStore) -> None:
-    one = Tally(1, 2, 3, 4, 5, 6, 7)
+    one = Tally(1, 2, 3, 4, 5, 6, 7, 8)
     store.add({KEY: one}, 0)
     store.add({KEY: one, KEY._replace(model="other"): one}, 0)
     assert store.since(0) == [(KEY._replace(model="other"), one), (KEY, one + one)]
@@ -86,9 +86,9 @@ def test_a_batch_that_fails_is_written_not_at_all(store: UsageStore) -> None:
 def test_requests_of_an_hour_are_one_row(book: UsageBook, store: UsageStore) -> None:
     for _ in range(3):
         book.note(trace_of(), Spent(7, 4, 52, 523))
-    book.note(trace_of(outcome="cut"), Spent(0, 2, 9, is_exact=False))
+    book.note(trace_of(outcome="truncated"), Spent(0, 2, 9, is_exact=False))
     until(lambda: tallies(store) != {} and sum(t.requests for t in tallies(store).values()) == 4, "it is written")
-    assert tallies(store) == {("k", "tiny", "one"): Tally(4, 1, 21, 14, 165, 1569, 1)}
+    assert tallies(store) == {("k", "tiny", "one"): Tally(4, 1, 21, 14, 165, 1569, 1, 1)}
     hours = [key.hour for key, _ in store.since(0)]
     assert all(hour % HOUR_S == 0 and 0 <= unix_now() - hour <= 2 * HOUR_S for hour in hours)
 

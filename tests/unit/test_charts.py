@@ -74,7 +74,7 @@ def test_a_time_without_requests_is_said_and_not_drawn() -> None:
 def test_the_table_holds_every_value_that_is_drawn() -> None:
     found = chart("requests", Point(at=0.0, requests=12, errors=2), Point(at=60.0, requests=1))
     assert re.findall(r"<td>(\d+)</td>", found) == ["10", "2", "1", "0"]
-    assert "13 in all, 2 of them with an error" in found
+    assert "13 in all, 2 of them failed by the fleet" in found
 
 
 def test_what_nobody_measured_is_a_gap_in_the_table_too() -> None:

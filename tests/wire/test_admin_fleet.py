@@ -261,6 +261,23 @@ def test_changes_of_state_are_events(tmp_path: Path) -> None:
         until(lambda: len([e for e in events(made, "backend.up") if e["subject"] == "b"]) == 2, "it is up again")
 
 
+def test_the_errors_of_a_backend_are_not_those_of_its_clients(site: Stand) -> None:
+    site.tidy()
+
+    def counted() -> tuple[int, int]:
+        found = backend(site, "a") or {}
+        return found["requests"], found["errors"]
+
+    requests, errors = counted()
+    site.fakes[0].fault("/api/chat", faults.Status(400, '{"error":"no such option"}'), times=1)
+    assert site.post("/api/chat").status == 400
+    until(lambda: counted()[0] == requests + 1, "the refusal is counted")
+    site.fakes[0].fault("/api/chat", faults.StreamThen(2, faults.Rst()), times=1)
+    assert "error" in site.post("/api/chat").lines()[-1]
+    until(lambda: counted()[0] == requests + 2, "the cut answer is counted")
+    assert counted() == (requests + 2, errors + 1)
+
+
 # -- models -----------------------------------------------------------------------------------------------
 
 

@@ -95,7 +95,7 @@ class FleetDesk:
             loaded=[_loaded(item) for item in seen.loaded.get(backend.id, [])] if member.is_live else [],
             tokens_per_s=used.tokens_out / (used.gpu_ms / 1000) if used.gpu_ms and used.tokens_out else None,
             requests=used.requests,
-            errors=used.errors,
+            errors=used.faults,
             has_token=backend.auth_token is not None,
             header_names=[name for name, _ in backend.headers],
         )

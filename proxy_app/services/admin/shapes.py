@@ -46,7 +46,8 @@ class BackendView(Shape, kw_only=True, frozen=True):
 
     origin: `env` backends follow the environment, `operator` ones are changed here.
     since: when its state began. latency_s: of the last poll that changed it. in_flight: requests of all workers.
-    tokens_per_s, requests, errors: of the present hour's complete answers.
+    tokens_per_s, requests: of the present hour. errors: of these, what the fleet failed: a status of 500 or more, or an
+    answer that broke; not what clients did wrong, gave up or were refused, and not what an operator ended.
     alone: live models that no other live backend holds, which would be gone with it; None: nobody counted them.
     """
 
@@ -237,7 +238,7 @@ class TrafficView(Shape, kw_only=True, frozen=True):
 
 
 class Point(Shape, kw_only=True, frozen=True):
-    """One step of a chart. first_byte: seconds."""
+    """One step of a chart. errors: as of a BackendView. first_byte: seconds."""
 
     at: float
     requests: int = 0
@@ -365,7 +366,10 @@ class SettingsView(Shape, kw_only=True, frozen=True):
 
 
 class UsageRow(Shape, kw_only=True, frozen=True):
-    """What was used; `parts` are what was asked to be counted apart, such as {"key": "alice"}."""
+    """What was used; `parts` are what was asked to be counted apart, such as {"key": "alice"}.
+
+    errors: requests that did not end well, whoever's fault that is: refusals and hang-ups of clients, too.
+    """
 
     parts: dict[str, str]
     requests: int
