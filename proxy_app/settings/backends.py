@@ -49,6 +49,14 @@ def check_url(raw: object) -> str:
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
 
 
+def endpoint_of(url: str) -> tuple[str, str, int, str]:
+    """What tells two checked URLs apart: scheme, host, port and path; `HTTP://GPU1:80/` is `http://gpu1`."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").encode("idna").decode().rstrip(".")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, host, port, parts.path.rstrip("/")
+
+
 def read_backends(raw: str) -> tuple[BackendSettings, ...]:
     """Read OLLAMA_BACKENDS: a JSON list of objects, or `name=url,name=url`.
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from proxy_app.settings import BackendSettings
+from proxy_app.errors import Conflict
+from proxy_app.settings import BackendSettings, endpoint_of
 from proxy_app.store import rows
 from proxy_app.store.registry import Registry
 
@@ -18,11 +19,16 @@ class BackendStore:
         self._registry = registry
 
     def add(self, backend: BackendSettings) -> bool:
-        """Add one behind all others; False where the name is taken, in whatever case."""
+        """Add one behind all others; False where the name is taken, in whatever case.
+
+        Raises:
+            Conflict: another one has its address.
+        """
         with self._registry.writing() as db:
             taken = db.execute("SELECT 1 FROM backends WHERE lower(name) = lower(?)", [backend.name]).fetchone()
             if taken:
                 return False
+            _check_address(db, backend)
             place = int(db.execute("SELECT COALESCE(MAX(place), -1) + 1 FROM backends").fetchone()[0])
             db.table("backends").insert({**rows.backend_row(backend, place), **_operators(backend)})
             self._registry.bump("catalogue")
@@ -36,11 +42,16 @@ class BackendStore:
         Args:
             backend: has the values.
             named: the fields; others stay as they are by now, whatever `backend` says of them.
+
+        Raises:
+            Conflict: another one has its new address.
         """
         with self._registry.writing() as db:
             old = _operators_row(db, name)
             if old is None:
                 return False
+            if "url" in named:
+                _check_address(db, backend)
             fresh = {**rows.backend_row(backend, old["place"]), **_operators(backend)}
             db.table("backends").update(old["id"], {key: fresh[key] for key in named})
             if "url" in named and old["url"] != backend.url:
@@ -66,6 +77,14 @@ class BackendStore:
         """(backend's id, its `/api/ps` record) for each model in a backend's memory."""
         with self._registry.reading() as db:
             return [(row["backend_id"], json.loads(row["item"])) for row in db.table("loaded").rows]
+
+
+def _check_address(db: Any, backend: BackendSettings) -> None:
+    """A server under two names would look like two holders of its models, and a drain of one would stop nothing."""
+    wanted = endpoint_of(backend.url)
+    for name, url in db.execute("SELECT name, url FROM backends WHERE name != ?", [backend.name]):
+        if endpoint_of(url) == wanted:
+            raise Conflict(f"{name} has this address already")
 
 
 def _operators_row(db: Any, name: str) -> dict[str, Any] | None:

@@ -52,6 +52,10 @@ def test_a_backend_comes_and_goes_without_a_restart(site: Stand, spare: FakeOlla
     assert mark(spare) not in listed(site.url)
 
 
+def test_an_address_that_another_has_is_refused(site: Stand, folder: Path) -> None:
+    assert "a has this address already" in caravan(site, folder, "add", "again", site.fakes[0].url, code=1)
+
+
 def test_its_token_comes_from_a_file(site: Stand, spare: FakeOllama, folder: Path) -> None:
     (folder / "token").write_text("hunter2\n")
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxy_app.errors import ConfigError
-from proxy_app.settings import Settings, check_exposure, load, settings_doc
+from proxy_app.settings import Settings, check_exposure, endpoint_of, load, settings_doc
 
 ROOT = Path(__file__).resolve().parents[2]
 # 128 bits in hex.
@@ -422,3 +422,19 @@ def test_the_settings_page_names_every_setting() -> None:
         assert f"`{spec.metadata['env']}`" in page
         if spec.metadata["secret"]:
             assert f"`{spec.metadata['env']}_FILE`" in page
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("http://gpu1", "HTTP://GPU1:80/", True),
+        ("https://gpu1:443", "https://gpu1", True),
+        ("http://gpu1:11434", "http://gpu1.:11434", True),
+        ("http://[::1]:11434", "http://[::1]:11434/", True),
+        ("http://gpu1", "https://gpu1", False),
+        ("http://gpu1", "http://gpu1:11434", False),
+        ("http://gpu1/a", "http://gpu1/A", False),
+    ],
+)
+def test_a_server_is_known_however_its_address_is_written(one: str, other: str, is_same: bool) -> None:
+    assert (endpoint_of(one) == endpoint_of(other)) == is_same

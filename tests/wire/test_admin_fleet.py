@@ -138,6 +138,21 @@ def test_a_backend_can_be_asked_before_it_is_added(site: Stand, spare: FakeOllam
     assert told["error"]
 
 
+@pytest.mark.parametrize("end", ["", "/"])
+@pytest.mark.parametrize("is_tested", [True, False])
+def test_one_server_is_no_two_backends(site: Stand, spare: FakeOllama, end: str, is_tested: bool) -> None:
+    a = site.fakes[0]
+    told = (409, {"error": "a has this address already"})
+    answer = call(site, "POST", "/backends", {"name": "again", "url": a.url.upper() + end, "test": is_tested})
+    assert (answer.status, answer.json()) == told
+    assert backend(site, "again") is None
+    with added(site, spare):
+        answer = call(site, "PATCH", "/backends/spare", {"url": a.url + end, "test": is_tested})
+        assert (answer.status, answer.json()) == told
+        # Its own address is no other one's.
+        assert call(site, "PATCH", "/backends/spare", {"url": spare.url + end}).status == 200
+
+
 def test_caravan_is_no_backend_of_itself(site: Stand) -> None:
     answer = call(site, "POST", "/backends", {"name": "me", "url": site.url})
     assert answer.status == 409, answer.body

@@ -50,7 +50,7 @@ class BackendAdmin:
 
         Raises:
             BadRequest: its fields make no sense.
-            Conflict: the name is taken, or it does not answer.
+            Conflict: the name or the address is taken, or it does not answer.
         """
         wanted = _settings_of(order)
         self._check(wanted, is_tested=order.test)
