@@ -71,8 +71,8 @@ class Trace:
 
     @property
     def is_fault(self) -> bool:
-        """Did the fleet fail it? Not where its client did wrong or left, a limit refused it or an operator ended it."""
-        return self.outcome in _BROKEN or (self.status >= 500 and self.outcome != Cancelling.outcome)
+        """Did the fleet fail it?"""
+        return is_fault(self.status, self.outcome)
 
     @property
     def named(self) -> str:
@@ -253,6 +253,11 @@ class RelayBody(Iterator[bytes]):
     def _end(self, outcome: str) -> None:
         self.ended = True
         self.trace.outcome = outcome
+
+
+def is_fault(status: int, outcome: str) -> bool:
+    """Did the fleet fail it? Not where its client did wrong or left, a limit refused it or an operator ended it."""
+    return outcome in _BROKEN or (status >= 500 and outcome != Cancelling.outcome)
 
 
 def with_length(headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:

@@ -10,8 +10,10 @@ from typing import TypeVar
 import pytest
 from flask import Flask, g
 from flask.testing import FlaskClient
+from msgspec.structs import replace
 
 from proxy_app.services.admin import shapes
+from proxy_app.services.relayed import is_fault
 from proxy_app.web import admin_pages
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
@@ -84,6 +86,7 @@ class Hostile:
             key=t,
             status=502,
             outcome=t,
+            is_fault=True,
             attempts=[t, t],
             backend=t,
             total_s=1.0,
@@ -144,9 +147,13 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def client(text: str | None, key_id: str = "abcdefgh") -> FlaskClient:
+def client(text: str | None, key_id: str = "abcdefgh", **changes: object) -> FlaskClient:
+    """The pages over a hostile reader. changes: what it answers differently."""
+    admin = Hostile(text)
+    for name, value in changes.items():
+        setattr(admin, name, value)
     app = Flask("proxy_app", template_folder="web/templates", static_folder=None)
-    app.extensions["proxy"] = SimpleNamespace(admin=Hostile(text))
+    app.extensions["proxy"] = SimpleNamespace(admin=admin)
     app.before_request(lambda: setattr(g, "caller", SimpleNamespace(key_id=key_id)))
     for name, path, _ in admin_pages.NAV:
         app.add_url_rule(path, name, getattr(admin_pages, name))
@@ -167,6 +174,30 @@ def test_no_text_becomes_markup(path: str, text: str | None) -> None:
     assert not [tag for tag, _ in tags if tag in ("img", "style", "iframe", "object", "base")]
     assert not [attrs for _, attrs in tags for name in attrs if name.startswith("on") or name == "style"]
     assert {tag for tag, attrs in tags if "autofocus" in attrs} <= {"button"}
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "kind"),
+    [
+        (200, "complete", "good"),
+        (400, "complete", "warning"),
+        (429, "limited", "warning"),
+        (200, "client_gone", "warning"),
+        (200, "cancelled", "warning"),
+        (503, "cancelled", "warning"),
+        (200, "truncated", "bad"),
+        (200, "silent", "bad"),
+        (502, "all_backends_failed", "bad"),
+    ],
+)
+def test_the_mark_of_a_request_is_that_of_its_end(status: int, outcome: str, kind: str) -> None:
+    row = replace(
+        Hostile("x").traffic().finished[0], status=status, outcome=outcome, is_fault=is_fault(status, outcome)
+    )
+    view = shapes.TrafficView(running=[], finished=[row])
+    page = client("x", traffic=lambda: view).get("/admin/traffic").get_data(as_text=True)
+    (found,) = re.findall(rf'<span class="badge (\w+)">[^/]*</span> {outcome}<', page)
+    assert found == kind
 
 
 @pytest.mark.parametrize("path", PAGES)

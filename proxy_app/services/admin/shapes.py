@@ -205,7 +205,7 @@ class Finished(Shape, kw_only=True, frozen=True):
     """A request that is over.
 
     id, request_id: as while it ran. first_byte_s, total_s: since it came. load_s: of that, loading the model.
-    attempts: backends, in order. explanation: why it went the way it went, for people.
+    attempts: backends, in order. explanation: why it went the way it went, for people. is_fault: did the fleet fail it?
     """
 
     id: str
@@ -216,6 +216,7 @@ class Finished(Shape, kw_only=True, frozen=True):
     key: str
     status: int
     outcome: str
+    is_fault: bool
     attempts: list[str]
     backend: str | None = None
     wait_s: float | None = None

@@ -11,6 +11,7 @@ from proxy_app.domain.histogram import percentile
 from proxy_app.services.admin.in_flight import InFlight
 from proxy_app.services.admin.shapes import ChartView, Finished, GpuPoint, Point, Running
 from proxy_app.services.desk import RegistryDesk
+from proxy_app.services.relayed import is_fault
 from proxy_app.services.usage import HOUR_S
 from proxy_app.store.redis import unix_now
 from proxy_app.store.registry import Registry
@@ -136,6 +137,7 @@ def _finished(row: RequestRow) -> Finished:
         key=row.key_id,
         status=row.status,
         outcome=row.outcome,
+        is_fault=is_fault(row.status, row.outcome),
         attempts=list(row.attempts),
         backend=row.attempts[-1] if row.attempts else None,
         first_byte_s=row.first_byte_s,
