@@ -55,14 +55,14 @@ class Poller:
         self.backend = backend
         self._settings, self._report = settings, report
         self._stop = threading.Event()
-        self._woken = threading.Event()
+        self._woken, self._woken_ps = threading.Event(), threading.Event()
         self._wished = 0
         self._failing = True
         self._slow_due = 0.0
         self._asked_at: float | None = None
         self._threads = [
             threading.Thread(target=self._loop, args=(poll, wake), name=f"{name} {backend.name}", daemon=True)
-            for name, poll, wake in (("probe", self.probe, self._woken), ("ps", self.ask_loaded, self._stop))
+            for name, poll, wake in (("probe", self.probe, self._woken), ("ps", self.ask_loaded, self._woken_ps))
         ]
 
     def start(self) -> None:
@@ -71,7 +71,7 @@ class Poller:
 
     def stop(self) -> None:
         self._stop.set()
-        self._woken.set()
+        self._wake()
 
     def asks_as(self, backend: Backend) -> bool:
         """Would a poll of this backend be the same? A drain and a new priority change nothing about it."""
@@ -80,10 +80,10 @@ class Poller:
         return asked == (backend.name, backend.url, backend.headers, backend.auth_token)
 
     def wish(self, number: int) -> None:
-        """Probe at once: somebody waits for what a probe brings that begins after this."""
+        """Ask at once: somebody waits for what a probe brings that begins after this, or for what is loaded."""
         if number > self._wished:
             self._wished = number
-            self._woken.set()
+            self._wake()
 
     def hung_s(self, now: float) -> float:
         """How long the present probe has been waiting for its answer."""
@@ -108,6 +108,7 @@ class Poller:
         return replace(news, wished=wished)
 
     def ask_loaded(self, prober: Prober) -> News:
+        self._woken_ps.clear()
         if self._failing:
             return News(self.backend.id, self.backend.url, is_probe=False)
         try:
@@ -115,6 +116,10 @@ class Poller:
         except UpstreamError as exc:
             log.debug("%s: %s", self.backend.name, exc)
             return News(self.backend.id, self.backend.url, is_probe=False)
+
+    def _wake(self) -> None:
+        self._woken.set()
+        self._woken_ps.set()
 
     def _ask_slow(self, prober: Prober, news: News) -> News:
         if time.monotonic() < self._slow_due:

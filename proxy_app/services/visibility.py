@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 # The longest that the end of a change is held.
 HOLD_S = 2.0
 LOOK_S = 0.02
+# How long after one poll the next one is asked for: a server that is freeing memory needs some tenths of a second.
+AGAIN_S = 0.3
 # How long a wish waits for the refresher's own writing: a thread waits, not the hub.
 BUSY_S = 0.5
 
@@ -38,6 +40,20 @@ class Visibility:
             if not changed or not self._wait_for_poll([backend.id for backend in changed], deadline):
                 return
             self._wait_for_workers(deadline)
+        except RegistryAway as exc:
+            log.warning("a change may be seen late: %s", exc)
+
+    def watch(self, backend_id: int, is_seen: Callable[[], bool]) -> None:
+        """Have a backend asked, again and again, until something is seen; after two seconds, go on without.
+
+        Args:
+            is_seen: does this worker know by now? The others do when this returns.
+        """
+        deadline = time.monotonic() + HOLD_S
+        try:
+            while self._wait_for_poll([backend_id], deadline):
+                if self._wait(is_seen, min(deadline, time.monotonic() + AGAIN_S)):
+                    return self._wait_for_workers(deadline)
         except RegistryAway as exc:
             log.warning("a change may be seen late: %s", exc)
 

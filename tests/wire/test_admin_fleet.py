@@ -342,6 +342,16 @@ def test_a_copy_is_made_wherever_the_model_is(site: Stand) -> None:
     assert call(site, "POST", "/models/delete", {"model": "twin"}).status == 204
 
 
+def test_a_load_is_seen_when_it_is_answered(tmp_path: Path) -> None:
+    """By every worker, however seldom the backends are asked."""
+    with stand(tmp_path, WEB_CONCURRENCY="2", CARAVAN_POLL_INTERVAL="60") as made:
+        for verb, is_loaded in (("load", True), ("unload", False)) * 2:
+            assert call(made, "POST", f"/models/{verb}", {"model": "tiny", "backend": "b"}).status == 204
+            for _ in range(6):
+                seen = {holder["backend"]: holder["is_loaded"] for holder in model(made, "tiny")["holders"]}
+                assert seen["b"] == is_loaded
+
+
 def test_a_model_is_loaded_kept_and_unloaded_where_it_was_said(site: Stand) -> None:
     site.tidy()
     orders = {"load": [{"keep_alive_s": None}, {"keep_alive_s": 30 * 86400}], "unload": [{}]}

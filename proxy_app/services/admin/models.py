@@ -15,6 +15,7 @@ from proxy_app.services.admin.said import number, text
 from proxy_app.services.admin.shapes import CacheView, HolderView, ModelsView, ModelView
 from proxy_app.services.catalog import Catalog
 from proxy_app.services.fleet import FleetReloader
+from proxy_app.services.loads import is_warm
 from proxy_app.services.relayed import Answer, Client
 from proxy_app.services.store_ops import StoreOps
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
@@ -107,6 +108,9 @@ class ModelDesk:
             raise Conflict(f"{backend} did not do it: {exc}") from None
         if answer.status != 200:
             raise Conflict(f"{backend} refused with {answer.status}: {_error_of(body)}")
+        # The pages show it by the end of this; a server answers before it has freed the memory.
+        pair = holder.id, parse_name(model).canonical
+        self.store.visibility.watch(holder.id, lambda: is_warm(self.reloader.fleet, pair) == bool(keep_alive))
 
     def _holder(self, model: str, name: str) -> Backend:
         fleet, canonical = self.reloader.fleet, parse_name(model).canonical
