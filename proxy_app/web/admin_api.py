@@ -49,10 +49,12 @@ class PullOrder(Order, kw_only=True, frozen=True):
 
 
 class CopyOrder(Order, kw_only=True, frozen=True):
-    """On every backend that holds the source."""
+    """On every backend that holds the source. replace: do so where the destination exists, too, which is lost then; a
+    409 otherwise."""
 
     source: shapes.Model
     destination: shapes.Model
+    replace: bool = False
 
 
 class ModelOrder(Order, kw_only=True, frozen=True):
@@ -198,6 +200,8 @@ def _pull(office: Office, order: PullOrder) -> Raw:
 
 
 def _copy(office: Office, order: CopyOrder) -> Raw | None:
+    if not order.replace:
+        office.model_desk.check_free(order.destination)
     client = GunicornClient(request.environ)
     return _done(office.model_desk.copy(order.source, order.destination, origin(), client, g.caller))
 

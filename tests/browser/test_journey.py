@@ -263,6 +263,29 @@ def test_a_model_is_copied_loaded_unloaded_and_deleted(
     assert_never_reloaded(admin)
 
 
+def test_a_copy_asks_before_it_replaces_a_model(site: AdminSite, admin: Page, watch: Watch) -> None:
+    opened(site, admin, "models")
+
+    def copy_onto(name: str, answer: str) -> None:
+        row(admin, "gemma3:12b").get_by_role("button", name="Copy").click()
+        dialog(admin).get_by_label("New name").fill(name)
+        dialog(admin).get_by_role("button", name="Copy", exact=True).click()
+        expect(dialog(admin)).to_contain_text(f"{name} exists already: replace it?")
+        expect(dialog(admin)).to_contain_text("is lost, unless it has another name")
+        dialog(admin).get_by_role("button", name=answer).click()
+        expect(admin.get_by_role("dialog")).to_have_count(0, timeout=SOON_MS)
+
+    asked = {"source": "gemma3:12b", "destination": "spare-eyes"}
+    assert site.call("POST", "/models/copy", asked).status == 204
+    events = len(site.get("/events?kind=model.copied")["events"])
+    copy_onto("spare-eyes", "Keep it")
+    assert len(site.get("/events?kind=model.copied")["events"]) == events
+    copy_onto("spare-eyes", "Replace it")
+    assert len(site.get("/events?kind=model.copied")["events"]) == events + 1
+    assert site.call("POST", "/models/delete", {"model": "spare-eyes"}).status == 204
+    watch.forgive("status of 409")
+
+
 # -- traffic -----------------------------------------------------------------------------------------
 
 

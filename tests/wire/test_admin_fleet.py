@@ -342,6 +342,18 @@ def test_a_copy_is_made_wherever_the_model_is(site: Stand) -> None:
     assert call(site, "POST", "/models/delete", {"model": "twin"}).status == 204
 
 
+def test_a_copy_replaces_nothing_unless_it_is_told_to(site: Stand) -> None:
+    kept = [fake.store.get("only-b").digest for fake in site.fakes[1:]]
+    asked = {"source": "tiny", "destination": "Only-B:latest"}
+    answer = call(site, "POST", "/models/copy", asked)
+    assert answer.status == 409
+    assert "exists already on b" in answer.json()["error"]
+    assert [fake.store.get("only-b").digest for fake in site.fakes[1:]] == kept
+    for _ in range(2):
+        assert call(site, "POST", "/models/copy", {"source": "tiny", "destination": "x", "replace": True}).status == 204
+    assert call(site, "POST", "/models/delete", {"model": "x"}).status == 204
+
+
 def test_a_load_is_seen_when_it_is_answered(tmp_path: Path) -> None:
     """By every worker, however seldom the backends are asked."""
     with stand(tmp_path, WEB_CONCURRENCY="2", CARAVAN_POLL_INTERVAL="60") as made:

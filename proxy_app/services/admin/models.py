@@ -63,6 +63,17 @@ class ModelDesk:
         there = replace(self.store, pull_to=tuple(backends))
         return there.pull(_call("POST", "/api/pull", {"model": model, "stream": True}, origin), client, caller)
 
+    def check_free(self, model: str) -> None:
+        """Raises: Conflict: somebody holds a model of this name, which a copy would take the place of."""
+        fleet, name = self.reloader.fleet, parse_name(model)
+        held = fleet.holders.get(name.canonical, ())
+        if held:
+            backends = ", ".join(fleet.by_id[each.backend_id].backend.name for each in held)
+            raise Conflict(
+                f"{name.shortest} exists already on {backends}: what it is now would be lost, unless another name has "
+                "it, too. With replace: true the copy takes its place"
+            )
+
     def copy(self, source: str, destination: str, origin: Origin, client: Client, caller: Caller) -> Answer:
         fields = {"source": source, "destination": destination}
         answer = self.store.copy(_call("POST", "/api/copy", fields, origin), client, caller)

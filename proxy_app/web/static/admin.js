@@ -298,7 +298,7 @@ function bodyOf(form, names) {
   return Object.fromEntries(body);
 }
 
-// -- calls: data-api="METHOD path", then data-said, data-next, data-next-dialog, data-show ------------
+// -- calls: data-api="METHOD path", then data-said, data-next, data-next-dialog, data-show; data-conflict ---
 
 async function call(api, values, body, signal) {
   const [method, path] = api.split(" ");
@@ -311,7 +311,8 @@ async function call(api, values, body, signal) {
     location.assign(`/admin/login?next=${encodeURIComponent(location.pathname + location.search)}`);
   }
   const told = await answer.json().catch(() => ({}));
-  throw new Error(told.error ?? `Caravan answered with the status ${answer.status}. Try again; its log may say more.`);
+  const text = told.error ?? `Caravan answered with the status ${answer.status}. Try again; its log may say more.`;
+  throw Object.assign(new Error(text), { status: answer.status });
 }
 
 function reason(error) {
@@ -367,7 +368,14 @@ function submit(form, button) {
   const values = { ...known.get(form)?.values, ...collect(form) };
   return busy(form, async () => {
     if ("stream" in form.dataset) return stream(form, api, body);
-    await finish(button ?? form, form, await call(api, values, body), values);
+    try {
+      await finish(button ?? form, form, await call(api, values, body), values);
+    } catch (error) {
+      // Something is in the way that only its owner may give up: another dialog asks.
+      if (error.status !== 409 || !form.dataset.conflict) throw error;
+      form.closest("dialog").close();
+      open(document.getElementById(form.dataset.conflict), values);
+    }
   });
 }
 
