@@ -78,7 +78,8 @@ def keys() -> Raw:
     office = runtime().admin
     usage, example = office.usage(USAGE_S, USAGE_BY), _example(office.models("", 1))
     csv = "/admin/api/usage.csv?" + urlencode([("since_s", int(USAGE_S)), *(("by", name) for name in USAGE_BY)])
-    return _page("keys", keys=office.keys().keys, usage=usage, csv=csv, model=example)
+    about = {"keys": office.keys().keys, "usage": usage, "csv": csv, "model": example}
+    return _page("keys", key_in_path=office.server.key_in_path, **about)
 
 
 def events() -> Raw:

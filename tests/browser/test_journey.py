@@ -20,7 +20,7 @@ from conformance.fakes.wire import LAST_CHUNK, Exchange
 from tests.admin import LOGIN, PAGES, AdminSite
 from tests.browser.steps import SOON_MS, assert_never_reloaded, dialog, opened, row
 from tests.browser.watch import Watch
-from tests.keys import STRANGER, bearer
+from tests.keys import STRANGER, Signer, bearer
 from tests.product import question
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
@@ -197,6 +197,26 @@ def test_a_key_is_made_used_and_revoked(site: AdminSite, admin: Page) -> None:
     expect(row(admin, "alice", "#keys")).to_contain_text("revoked", timeout=SOON_MS)
     assert site.chat(secret, SHARED).status == 401
     assert_never_reloaded(admin)
+
+
+@pytest.mark.parametrize("signer", [Signer(b"a journey of a key, as it begins").line, None])
+def test_a_new_key_comes_with_the_lines_that_work_with_it(site: AdminSite, admin: Page, signer: str | None) -> None:
+    opened(site, admin, "keys")
+    admin.get_by_role("button", name="Make a key").click()
+    dialog(admin).get_by_label("Label").fill("lines")
+    if signer:
+        dialog(admin).get_by_text("Networks and the ollama command").click()
+        dialog(admin).get_by_label("Public key of an ollama command").fill(signer)
+    dialog(admin).get_by_role("button", name="Make the key").click()
+    expect(dialog(admin).get_by_text("The ollama command", exact=True)).to_be_visible(visible=bool(signer))
+    expect(dialog(admin).get_by_text("The ollama command has no place")).to_be_visible(visible=not signer)
+    dialog(admin).get_by_text("Claude Code", exact=True).click()
+    lines = dialog(admin).get_by_role("region", name="Lines for Claude Code").inner_text()
+    assert f"ANTHROPIC_BASE_URL={site.url}\n" in lines
+    assert "ANTHROPIC_AUTH_TOKEN=cv_" in lines
+    (made,) = [key for key in site.get("/keys")["keys"] if key["label"] == "lines" and key["state"] == "valid"]
+    assert site.call("DELETE", f"/keys/{made['id']}").status == 200
+    dialog(admin).get_by_role("button", name="I have copied it").click()
 
 
 def test_a_key_is_rotated(site: AdminSite, admin: Page) -> None:

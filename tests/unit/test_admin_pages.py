@@ -28,6 +28,7 @@ class Hostile:
     def __init__(self, text: str | None) -> None:
         self.text = text or ""
         self.is_empty = text is None
+        self.server = SimpleNamespace(key_in_path=False)
 
     def fleet(self) -> shapes.FleetView:
         t = self.text
@@ -254,3 +255,11 @@ def test_no_query_breaks_a_page(query: str) -> None:
 def test_lines_to_paste_name_no_model_that_a_shell_would_run(name: str) -> None:
     page = client(name).get("/admin/keys").get_data(as_text=True)
     assert "ollama run MODEL" in page
+
+
+@pytest.mark.parametrize("key_in_path", [True, False])
+def test_a_key_stands_in_an_address_only_where_that_works(key_in_path: bool) -> None:
+    answer = client("one", server=SimpleNamespace(key_in_path=key_in_path)).get("/admin/keys")
+    page = answer.get_data(as_text=True)
+    assert ("/k/<span" in page) == key_in_path
+    assert ("ollamaEndpoint" in page) == key_in_path
