@@ -263,3 +263,12 @@ def test_a_key_stands_in_an_address_only_where_that_works(key_in_path: bool) -> 
     page = answer.get_data(as_text=True)
     assert ("/k/<span" in page) == key_in_path
     assert ("ollamaEndpoint" in page) == key_in_path
+
+
+def test_all_but_the_newest_requests_are_folded() -> None:
+    row = Hostile("x").traffic().finished[0]
+    view = shapes.TrafficView(running=[], finished=[replace(row, id=str(n)) for n in range(23)])
+    page = client("x", traffic=lambda: view).get("/admin/traffic").get_data(as_text=True)
+    newest, older = page.split('<details id="older">')
+    assert [len(re.findall(r'id="finished-\d', part)) for part in (newest, older)] == [20, 3]
+    assert "Show 3 older ones" in older
