@@ -52,7 +52,7 @@ class Sums:
     Args:
         errors: requests that the fleet failed.
         timed_tokens, out_ms: tokens of which it is known how long they took, and how long that was (milliseconds).
-        loads: requests that waited for their model to be loaded.
+        loads: requests that waited a second or longer for their model to be loaded.
         waits: for a first byte; see `domain.histogram`.
     """
 

@@ -13,6 +13,7 @@ from math import floor, log10
 from markupsafe import Markup
 
 from proxy_app.services.admin.shapes import ChartView, GpuPoint, Point
+from proxy_app.services.explanation import LOAD_MS
 from proxy_app.web.units import count, iso, rate, seconds, utc
 
 WIDTH, HEIGHT = 600.0, 100.0
@@ -102,8 +103,9 @@ def _speed(points: Sequence[Point]) -> Chart:
 
 def _loads(points: Sequence[Point]) -> Chart:
     loads = Series("loads", tuple(float(p.loads) for p in points))
-    summary = f"{count(loads.total)} in all"
-    empty = "No model had to be loaded in this time."
+    least = seconds(LOAD_MS / 1000)
+    summary = f"{count(loads.total)} that took {least} or longer"
+    empty = f"No model took {least} or longer to load in this time."
     return Chart("loads", "Model loads", (loads,), count, summary, empty, is_stacked=True)
 
 

@@ -113,3 +113,8 @@ def test_the_markup_needs_no_inline_style_and_no_script() -> None:
     view = ChartView(span_s=60, step_s=60, points=minutes(2, requests=1, loads=1), gpu_points=used)
     found = "".join(charts(view))
     assert not re.search(r"\sstyle=|<style|<script|\son\w+=", found)
+
+
+def test_loads_are_told_from_what_a_loaded_model_says_of_itself() -> None:
+    assert "2 that took 1 s or longer" in chart("loads", Point(at=0.0, loads=2))
+    assert "No model took 1 s or longer to load" in chart("loads", Point(at=0.0))

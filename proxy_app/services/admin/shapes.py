@@ -239,7 +239,7 @@ class TrafficView(Shape, kw_only=True, frozen=True):
 
 
 class Point(Shape, kw_only=True, frozen=True):
-    """One step of a chart. errors: as of a BackendView. first_byte: seconds."""
+    """One step of a chart. errors: as of a BackendView. loads: those of a second or longer. first_byte: seconds."""
 
     at: float
     requests: int = 0
