@@ -84,6 +84,11 @@ class Access:
         """Whose key this is, used from there, now; None where it is nobody's."""
         return self._ring.check(key, address) if self._ring is not None else None
 
+    def labels(self) -> dict[str, str]:
+        """What people call the keys, ended ones too, by their ids."""
+        entries = self._ring.entries if self._ring is not None else {}
+        return {key_id: entry.key.label for key_id, entry in entries.items()}
+
     def mark(self, key_id: str) -> str | None:
         """What tells a key from another one that has its id later; None where there is no such key."""
         return self._ring.mark(key_id) if self._ring is not None else None

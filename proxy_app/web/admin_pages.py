@@ -15,7 +15,7 @@ from flask import g, render_template, request
 from msgspec.structs import replace
 from werkzeug.exceptions import NotFound
 
-from proxy_app.services.admin.shapes import ChartView, KeysView, ModelsView, ModelView
+from proxy_app.services.admin.shapes import ChartView, ModelsView, ModelView
 from proxy_app.store.redis import unix_now
 from proxy_app.web import units
 from proxy_app.web.charts import charts
@@ -69,7 +69,7 @@ def models() -> Raw:
 def traffic() -> Raw:
     span_s = _number("span")
     span_s = span_s if span_s in dict(SPANS) else SPANS[0][0]
-    office, labels = runtime().admin, _labels(runtime().admin.keys())
+    office, labels = runtime().admin, _labels(runtime().access.labels())
     chart = _labelled(office.chart(span_s), labels)
     return _page("traffic", traffic=office.traffic(), charts=charts(chart), span_s=span_s, labels=labels)
 
@@ -84,7 +84,8 @@ def keys() -> Raw:
 
 def events() -> Raw:
     kind, before = request.args.get("kind", "").strip(), _number("before")
-    return _page("events", found=runtime().admin.events(kind, before), kind=kind, before=before)
+    found, labels = runtime().admin.events(kind, before), runtime().access.labels()
+    return _page("events", found=found, kind=kind, before=before, labels=labels)
 
 
 def settings() -> Raw:
@@ -115,7 +116,9 @@ def asset(name: str) -> Raw:
 def _page(name: str, **about: Any) -> Raw:
     now = unix_now()
     shared = {"page": name, "nav": NAV, "spans": SPANS, "kinds": KINDS, "now": now, "asset": _address, "units": units}
-    known = {"insecure": is_insecure(), "who": getattr(g.get("caller"), "key_id", ""), "origin": request.host_url[:-1]}
+    who = getattr(g.get("caller"), "key_id", "")
+    label = runtime().access.labels().get(who, "") if who else ""
+    known = {"insecure": is_insecure(), "who": who, "who_label": label, "origin": request.host_url[:-1]}
     body = render_template(f"admin/{name}.html", **shared, **known, **about).encode("utf-8", "replace")
     return Raw(body, 200, _html(body))
 
@@ -139,10 +142,10 @@ def _number(name: str) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
-def _labels(found: KeysView) -> dict[str, str]:
+def _labels(found: Mapping[str, str]) -> dict[str, str]:
     """What people call a key, by its id; with the id where several are called so."""
-    names = Counter(key.label for key in found.keys)
-    return {key.id: key.label if names[key.label] == 1 else f"{key.label} ({key.id})" for key in found.keys}
+    names = Counter(found.values())
+    return {key_id: label if names[label] == 1 else f"{label} ({key_id})" for key_id, label in found.items()}
 
 
 def _labelled(chart: ChartView, labels: Mapping[str, str]) -> ChartView:

@@ -154,7 +154,9 @@ def client(text: str | None, key_id: str = "abcdefgh", **changes: object) -> Fla
     for name, value in changes.items():
         setattr(admin, name, value)
     app = Flask("proxy_app", template_folder="web/templates", static_folder=None)
-    app.extensions["proxy"] = SimpleNamespace(admin=admin)
+    app.extensions["proxy"] = SimpleNamespace(
+        admin=admin, access=SimpleNamespace(labels=lambda: {key_id: admin.text, admin.text: admin.text})
+    )
     app.before_request(lambda: setattr(g, "caller", SimpleNamespace(key_id=key_id)))
     for name, path, _ in admin_pages.NAV:
         app.add_url_rule(path, name, getattr(admin_pages, name))
@@ -272,3 +274,13 @@ def test_all_but_the_newest_requests_are_folded() -> None:
     newest, older = page.split('<details id="older">')
     assert [len(re.findall(r'id="finished-\d', part)) for part in (newest, older)] == [20, 3]
     assert "Show 3 older ones" in older
+
+
+def test_keys_are_called_by_their_labels() -> None:
+    event = shapes.EventView(id=1, at=0.0, kind="key.revoked", level="info", who="abcdefgh", subject="other", text="x")
+    view = shapes.EventsView(events=[event], more=False)
+    answer = client("Ann", events=lambda kind, before: view).get("/admin/events")
+    page = answer.get_data(as_text=True)
+    assert "Key <bdi>Ann</bdi></button>" in page
+    assert "<bdi>Ann</bdi><small><code>abcdefgh</code></small>" in page
+    assert "<bdi>other</bdi>" in page, "a key that is not known any more"
