@@ -148,6 +148,8 @@ def test_a_backend_that_does_not_answer_is_not_added(
     watch.forgive("status of 409")
     # What was typed is still there.
     expect(dialog(admin).get_by_label("Address")).to_have_value("http://127.0.0.1:9")
+    dialog(admin).get_by_label("Address").fill("http://127.0.0.1:99")
+    expect(dialog(admin).get_by_role("alert")).to_have_count(0)
     assert "nobody" not in [each["name"] for each in site.get("/backends")["backends"]]
 
 

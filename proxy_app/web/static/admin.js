@@ -341,6 +341,12 @@ function problemOf(root) {
   return (text) => { if (node) node.textContent = text; else if (text) say("#failed", text); };
 }
 
+// What was said of other fields than these.
+function forget(form) {
+  problemOf(form)("");
+  all("[data-result]", form).forEach((node) => { node.hidden = true; });
+}
+
 async function busy(root, work) {
   const buttons = root.matches("button") ? [root] : all("button:not([type=button]), [data-api]", root);
   const tell = problemOf(root);
@@ -472,7 +478,11 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
   submit(event.target, event.submitter);
 });
-document.addEventListener("input", (event) => { if (event.target.dataset.filter) filter(event.target); });
+document.addEventListener("input", (event) => {
+  if (event.target.dataset.filter) filter(event.target);
+  const form = event.target.closest("form[data-api]");
+  if (form) forget(form);
+});
 document.addEventListener("pointermove", readOut);
 
 all("[data-live]").forEach((part) => shown.set(part.id, part.innerHTML));
