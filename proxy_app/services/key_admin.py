@@ -111,8 +111,18 @@ def rotate(settings: Settings, text: str, overlap_s: float) -> NewKey:
     """Make a key that may what another one may; the old one ends after `overlap_s`."""
     with _registry(settings) as registry:
         made = rotate_in(settings, KeyStore(registry), text, overlap_s)
-        _note(registry, "key.rotated", made.stored, f"takes the place of {made.stored.replaces} in {overlap_s:g} s")
+        _note(registry, "key.rotated", made.stored, f"takes the place of {made.stored.replaces} {in_words(overlap_s)}")
         return made
+
+
+def in_words(overlap_s: float) -> str:
+    """When a key ends that is rotated: "in 7 days", "in 90 minutes", "at once"."""
+    if not overlap_s:
+        return "at once"
+    lengths = (("day", 86400), ("hour", 3600), ("minute", 60))
+    unit, length = next(((unit, length) for unit, length in lengths if overlap_s % length == 0), ("second", 1))
+    count = overlap_s / length
+    return f"in {count:g} {unit}{'' if count == 1 else 's'}"
 
 
 def rotate_in(settings: Settings, store: KeyStore, text: str, overlap_s: float) -> NewKey:

@@ -243,3 +243,11 @@ def test_a_change_is_for_models_that_may_be_used() -> None:
         check_allowed(caller, parse_name("mine"), parse_name("Yours"))
     assert "Yours" in caught.value.message
     check_allowed(Caller("k"), parse_name("anything"))
+
+
+@pytest.mark.parametrize(
+    ("overlap_s", "said"),
+    [(0, "at once"), (1, "in 1 second"), (90, "in 90 seconds"), (5400, "in 90 minutes"), (86400, "in 1 day")],
+)
+def test_the_end_of_a_key_that_is_rotated_is_said_in_words(overlap_s: float, said: str) -> None:
+    assert key_admin.in_words(overlap_s) == said

@@ -91,7 +91,9 @@ class KeyDesk:
         except key_admin.KeyProblem as exc:
             raise Conflict(str(exc)) from None
         self.visibility.spread()
-        text = f"{made.stored.label}: {made.stored.id} takes the place of {key_id} in {order.overlap_s:g} s"
+        text = (
+            f"{made.stored.label}: {made.stored.id} takes the place of {key_id} {key_admin.in_words(order.overlap_s)}"
+        )
         self.events.note("key.rotated", caller.key_id, key_id, text)
         return MadeKey(key=_view(made.stored, {}), secret=made.text)
 

@@ -40,7 +40,7 @@ class Sessions:
         caller = self._access.holder(key, address)
         if caller is None:
             self._count_failure(address)
-            raise Unauthorized("this is no key that is valid here: look with `caravan keys list`")
+            raise Unauthorized("this is no key that is valid here")
         if not caller.may("admin"):
             raise Forbidden("this key does not have the scope 'admin'")
         token, now = secrets.token_urlsafe(TOKEN_BYTES), unix_now()
