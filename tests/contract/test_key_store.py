@@ -197,7 +197,8 @@ def test_a_public_key_belongs_to_one_valid_key(settings: Settings) -> None:
 
 
 def test_a_rotated_key_may_what_the_old_one_may_and_that_one_ends(settings: Settings) -> None:
-    old = key_admin.create(settings, Wish("me", ("read",), ("tiny",), ("10.0.0.0/8",), 600.0)).stored
+    wish = Wish("me", ("read",), ("tiny",), ("10.0.0.0/8",), 600.0, limits="rpm=5,tpd=9")
+    old = key_admin.create(settings, wish).stored
     made = key_admin.rotate(settings, "me", 60.0)
     new = made.stored
     assert made.text != old.id
@@ -207,6 +208,7 @@ def test_a_rotated_key_may_what_the_old_one_may_and_that_one_ends(settings: Sett
         old.networks,
         old.expires_at,
     )
+    assert new.limits == "rpm=5,tpd=9"
     assert (new.replaces, new.revoked_at) == (old.id, None)
     ending = key_admin.find(settings, old.id)
     assert ending.revoked_at == new.created_at + 60

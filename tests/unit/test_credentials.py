@@ -78,6 +78,14 @@ def test_an_x_api_key_counts_and_comes_before_authorization() -> None:
     assert read("Bearer other", HTTP_X_API_KEY=f" {KEY} ") == KEY
 
 
+@pytest.mark.parametrize("dummy", ["ollama", "sk-none", "x", f" {KEY[3:]}"])
+def test_a_dummy_beside_authorization_hides_no_key(dummy: str) -> None:
+    """Some programs always send an X-Api-Key."""
+    assert read(f"Bearer {KEY}", HTTP_X_API_KEY=dummy) == KEY
+    assert read(f"Basic {basic('me:' + KEY)}", HTTP_X_API_KEY=dummy) == KEY
+    assert read(HTTP_X_API_KEY=dummy) == dummy.strip()
+
+
 def test_a_key_of_the_path_comes_first() -> None:
     assert read("Bearer other", HTTP_X_API_KEY="another", **{"caravan.key": KEY}) == KEY
 

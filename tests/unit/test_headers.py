@@ -35,7 +35,18 @@ def test_a_request_says_who_asked_as_far_as_that_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Authorization", "COOKIE", "x-api-key", "Origin", "Host", "Referer", "X-Forwarded-For"]
+    "name",
+    [
+        "Authorization",
+        "COOKIE",
+        "x-api-key",
+        "Api-Key",
+        "x-goog-api-key",
+        "Origin",
+        "Host",
+        "Referer",
+        "X-Forwarded-For",
+    ],
 )
 def test_credentials_and_what_a_browser_says_never_go_on(name: str) -> None:
     assert name.lower() not in lower(to_upstream([(name, "secret")], PLAIN, ASKED))

@@ -13,7 +13,7 @@ import pytest
 from proxy_app.dialects.credentials import Signed, digest, new_key, presented
 from proxy_app.domain import Caller
 from proxy_app.domain.callers import ALL_SCOPES
-from proxy_app.services.keyring import CLOCK_S, KeyRing, public_key, ring_of
+from proxy_app.services.keyring import KeyRing, public_key, ring_of
 from proxy_app.services.setup import MARK
 from proxy_app.settings import load
 from proxy_app.store.keys import StoredKey
@@ -157,14 +157,14 @@ def test_the_signature_of_a_known_vector_is_read_as_it_was_made() -> None:
     SIGNER.private.public_key().verify(given.signature, given.challenge)
 
 
-@pytest.mark.parametrize("away_s", [0, -(CLOCK_S - 5), CLOCK_S - 5])
+@pytest.mark.parametrize("away_s", [0, -55, 55])
 def test_a_registered_signer_is_recognised(signing: KeyRing, away_s: int) -> None:
     at_s = int(time.time()) + away_s
     assert signing.check(signed(SIGNER.header("POST", "/api/show", at_s), f"ts={at_s}"), HERE) is not None
 
 
-@pytest.mark.parametrize("away_s", [-(CLOCK_S + 5), CLOCK_S + 5, -86400])
-def test_a_signature_is_good_for_minutes_only(signing: KeyRing, away_s: int) -> None:
+@pytest.mark.parametrize("away_s", [-65, 65, -86400])
+def test_a_signature_is_good_for_a_minute_only(signing: KeyRing, away_s: int) -> None:
     at_s = int(time.time()) + away_s
     assert signing.check(signed(SIGNER.header("POST", "/api/show", at_s), f"ts={at_s}"), HERE) is None
 
