@@ -422,8 +422,14 @@ def test_what_redis_let_in_too_late_comes_back(tmp_path: Path, monkeypatch: pyte
         closing(redis.Redis.from_url(server.url, decode_responses=True)) as db,
         closing(Limiter(LimitStore(gate, "test"), 1)) as limiter,
     ):
-        limiter.admit(caller("concurrent=1", "warm"), 0).settle()
-        until(lambda: not db.exists("{test:warm}:limit:now"), "a connection is there")
+
+        def is_shared() -> bool:
+            ticket = limiter.admit(caller("rpm=100000", "warm"), 0)
+            ticket.settle()
+            return not ticket.is_local
+
+        until(is_shared, "a connection is there")
+        until(lambda: not db.exists("{test:warm}:limit:now"), "nothing is left to be told")
         os.kill(server.pid, signal.SIGSTOP)
         try:
             ticket = limiter.admit(caller("concurrent=1,tpd=1000"), 0)
