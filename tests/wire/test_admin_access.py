@@ -13,7 +13,7 @@ import pytest
 from conformance.fakes.http import RawResponse, fetch
 from conformance.fakes.ollama import FakeOllama
 from tests.admin import API, CALLS, CHANGES, COOKIE, LIVE, LOGIN, PAGES, AdminSite, Call, admin_site
-from tests.keys import STRANGER, Signer, new_key, revoke, ways
+from tests.keys import STRANGER, Signer, bearer, new_key, revoke, ways
 from tests.product import question
 from tests.wire.shows import gateway, until
 
@@ -25,6 +25,7 @@ EVIL = "https://evil.example"
 CHAT = "https://chat.example"
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 NO_COOKIE = f"{COOKIE}={'a' * 43}"
+PASSWORD = "canary-of-redis"
 # More than anybody mistypes, and less than a dictionary has.
 GUESSES = 40
 
@@ -54,6 +55,14 @@ def behind(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def lone(fake: FakeOllama, redis_url: str, tmp_path: Path) -> Iterator[AdminSite]:
     """One that a test may lock itself out of."""
     with admin_site(tmp_path, [fake], redis_url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def slow(fake: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
+    """One whose workers look at the registry once in a while only, and whose Redis, with a password, is gone."""
+    folder = tmp_path_factory.mktemp("slow")
+    with admin_site(folder, [fake], f"redis://:{PASSWORD}@127.0.0.1:9/0", CARAVAN_RELOAD_INTERVAL="0.5") as made:
         yield made
 
 
@@ -147,6 +156,14 @@ def test_a_foreign_page_may_not_use_the_session(
     assert refused(site, call, key=None, headers={**own_session, **FOREIGN[foreign]}).status == 403
 
 
+@pytest.mark.parametrize("call", CHANGES, ids=named)
+def test_a_foreign_page_may_not_use_a_key_either(site: AdminSite, call: Call, nothing_changes: None) -> None:
+    """Somebody may have typed it into the wrong page."""
+    for way, headers in ways(site.keys["admin"]).items():
+        for foreign in FOREIGN.values():
+            assert refused(site, call, key=None, headers={**headers, **foreign}).status == 403, (way, foreign)
+
+
 def test_a_foreign_page_may_not_log_in(site: AdminSite) -> None:
     """Else it would make somebody work in a session of its own."""
     for headers in FOREIGN.values():
@@ -227,6 +244,24 @@ def test_a_signature_is_no_way_into_the_admin_api(site: AdminSite) -> None:
     for path in (f"{API}/backends", f"{API}/keys", LIVE):
         assert status(path) == 403
         assert status(path, Cookie=NO_COOKIE) == 403
+
+
+def test_every_worker_obeys_when_a_revocation_is_answered(slow: AdminSite) -> None:
+    """However rarely the workers look by themselves."""
+    for number in range(3):
+        made = slow.call("POST", "/keys", {"label": f"brief {number}", "scopes": ["read"]}).json()
+        given = bearer(made["secret"])
+        assert [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)] == [200] * 12
+        assert slow.call("DELETE", f"/keys/{made['key']['id']}").status == 200
+        assert [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)] == [401] * 12
+
+
+def test_every_worker_knows_a_rotated_key_when_that_is_answered(slow: AdminSite) -> None:
+    old = slow.call("POST", "/keys", {"label": "old", "scopes": ["read"]}).json()
+    made = slow.call("POST", f"/keys/{old['key']['id']}/rotate", {"overlap_s": 0}).json()
+    for secret, status in ((made["secret"], 200), (old["secret"], 401)):
+        answers = [fetch(f"{slow.url}/api/tags", headers=bearer(secret)).status for _ in range(12)]
+        assert answers == [status] * 12
 
 
 # -- logging in --------------------------------------------------------------------------------------
@@ -380,6 +415,8 @@ def test_every_page_has_its_headers(site: AdminSite, own_session: dict[str, str]
     answer = fetch(site.url + (PAGES | {"login": LOGIN})[page], headers={**HTML, **own_session})
     assert answer.status == 200
     assert_guarded(answer)
+    assert policy_of(answer)["script-src"] == ["'self'"]
+    assert answer.header("cross-origin-resource-policy") == "same-origin"
 
 
 def test_a_login_that_others_could_read_says_so(site: AdminSite, behind: AdminSite) -> None:
@@ -402,6 +439,14 @@ def assert_guarded(answer: RawResponse) -> None:
     assert answer.header("x-content-type-options") == "nosniff"
     assert answer.header("referrer-policy") in ("no-referrer", "same-origin")
     assert "no-store" in (answer.header("cache-control") or "")
+
+
+def test_a_page_says_over_https_that_it_is_never_to_be_asked_for_otherwise(site: AdminSite, behind: AdminSite) -> None:
+    over_tls = {**HTML, "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
+    assert fetch(behind.url + LOGIN, headers=over_tls).header("strict-transport-security") == "max-age=31536000"
+    # A word that nobody can trust, and none at all.
+    assert fetch(site.url + LOGIN, headers=over_tls).header("strict-transport-security") is None
+    assert fetch(behind.url + LOGIN, headers=HTML).header("strict-transport-security") is None
 
 
 def policy_of(answer: RawResponse) -> dict[str, list[str]]:
@@ -437,6 +482,15 @@ def test_secrets_are_on_no_page(site: AdminSite, own_session: dict[str, str]) ->
     for path in PAGES.values():
         body = fetch(site.url + path, headers={**HTML, **own_session}).body
         assert not [secret for secret in secrets if secret in body], path
+
+
+def test_the_password_of_redis_is_told_nowhere(slow: AdminSite) -> None:
+    shown = {each["name"]: each["value"] for each in slow.get("/settings")["settings"]}
+    assert shown["REDIS_URL"] == "redis://...@127.0.0.1:9/0"
+    page = fetch(slow.url + PAGES["settings"], headers={**HTML, **session(slow)}).body.decode()
+    assert "redis://...@127.0.0.1:9/0" in page
+    for text in (page, str(shown), slow.process.output):
+        assert PASSWORD not in text
 
 
 # -- without keys ------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +14,7 @@ from conformance.fakes.ollama import FakeOllama
 from tests.admin import AdminSite, admin_site
 from tests.fakes.redis import PrivateRedis
 from tests.hostile import HOSTILE
+from tests.wire.shows import until
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -62,6 +65,22 @@ def test_a_label_comes_back_as_it_was_written(site: AdminSite) -> None:
         made = site.call("POST", "/keys", {"label": HOSTILE[what]})
         assert made.status == 201, (what, made.body)
         assert site.get(f"/keys/{made.json()['key']['id']}")["label"] == HOSTILE[what]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+def test_a_table_of_usage_has_no_formulas_in_it(site: AdminSite, start: str) -> None:
+    """Who opens it with a spreadsheet runs what a label says (OWASP, CSV injection)."""
+    label = f"{start}HYPERLINK(A1)"
+    made = site.call("POST", "/keys", {"label": label, "scopes": ["infer"]}).json()
+    assert site.chat(made["secret"], "tiny").status == 200
+
+    def cells() -> list[str]:
+        body = site.call("GET", "/usage.csv?by=key&by=model").body.decode()
+        return [row["key"] for row in csv.DictReader(io.StringIO(body))]
+
+    until(lambda: any(label in cell for cell in cells()), "the request is in the table", 15)
+    assert f"'{label}" in cells()
+    assert not [cell for cell in cells() if cell.startswith(start)]
 
 
 def test_a_search_for_anything_is_answered(site: AdminSite) -> None:
