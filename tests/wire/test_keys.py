@@ -529,6 +529,8 @@ def test_an_answer_is_for_who_asked(site: Site, path: str) -> None:
 def test_a_show_is_for_who_asked(site: Site) -> None:
     answer = site.show("tiny", "tiny")
     assert "private" in (answer.header("cache-control") or "")
+    vary = {word.strip().lower() for value in answer.all("vary") for word in value.split(",")}
+    assert {"authorization", "x-api-key"} <= vary
 
 
 @pytest.mark.parametrize("path", ["/api/tags", "/v1/models"])

@@ -49,6 +49,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder: Path = tmp_path_factory.mktemp("disclosure")
     keys = {
         "user": new_key(folder, "user", models=("tiny*",)),
+        "cloud": new_key(folder, "cloud", models=("tiny*", "tiny*cloud")),
         "manager": new_key(folder, "manager", scopes=("infer", "read", "manage")),
         "narrow": new_key(folder, "narrow", scopes=("infer", "read", "manage"), models=("tiny*",)),
         "admin": new_key(folder, "admin", scopes=("admin",)),
@@ -162,11 +163,23 @@ def test_what_is_allowed_and_unknown_looks_like_what_is_forbidden(site: Site, cl
 def test_a_cloud_model_that_nobody_knows_looks_like_a_forbidden_one(
     site: Site, client: RawClient, route: str, name: str
 ) -> None:
-    unknown, held = (
-        told(client, ROUTES[route](name.format(model)), site.keys["user"], name.format(model))
-        for model in (ALLOWED_UNKNOWN, HELD)
-    )
-    assert unknown == held
+    """A backend says that it is unknown: that is passed on to nobody who may not know."""
+    unknown, held = name.format(ALLOWED_UNKNOWN), name.format(HELD)
+    asked = [told(client, ROUTES[route](model), site.keys["cloud"], model) for model in (unknown, held)]
+    assert asked[0] == asked[1]
+    assert asked[0].startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    reached = [each for each in site.fake.requests if held.encode() in each.body + each.path.encode()]
+    assert not reached, "of the forbidden one nobody is asked"
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route != "too little"])
+def test_of_an_unknown_cloud_model_a_backend_is_asked(site: Site, client: RawClient, route: str) -> None:
+    """Else the test above compared nothing but two refusals of Caravan's own; who manages hears what it said."""
+    model = f"{ALLOWED_UNKNOWN}:{len(route)}b-cloud"
+    for key, status in (("cloud", 403), ("manager", 404)):
+        before = len(site.fake.requests)
+        assert ask(client, ROUTES[route](model), site.keys[key]).status == status
+        assert [each for each in site.fake.requests[before:] if model.encode() in each.body + each.path.encode()]
 
 
 @pytest.mark.parametrize("route", ROUTES)
