@@ -25,7 +25,7 @@ RENEW_S = 20.0
 # The next request of a key settles those before it; where none comes within this time, a thread does.
 BATCH_S = 0.02
 # A client that sends one request after the other is quicker than the thread that settles them.
-LOOKS = 3
+LOOKS = 5
 LOOK_S = 0.02
 REMEMBERED = 10_000
 # What is settled in one round trip, and beside a request that is let in.
@@ -141,6 +141,7 @@ class Limiter:
             if exc.__cause__ is not None:
                 # It was asked, and may have let it in all the same, too late for us to hear of it.
                 ended.append(Ended(wanted, 0, 0))
+                self._wake.set()
             self._note_ended(*ended)
             return self._admit_alone(wanted), True
 

@@ -11,7 +11,8 @@ from proxy_app.dialects.progress import SUCCESS, Merge, Record, error_line
 from proxy_app.domain import Backend
 from proxy_app.errors import ClientGone, Stopping
 from proxy_app.services.parts import Crew, Part
-from proxy_app.services.relayed import STOPPING, Answer, Client, Trace
+from proxy_app.services.relayed import STOPPING, Answer, Client
+from proxy_app.services.store_trace import StoreTrace
 
 JSON_PLAIN = "application/json"
 Settle = Callable[[Collection[Backend]], None]
@@ -27,7 +28,7 @@ class Progress(Iterator[bytes]):
         settle: is told who has done it before the client is.
     """
 
-    def __init__(self, crew: Crew, client: Client, trace: Trace, settle: Settle) -> None:
+    def __init__(self, crew: Crew, client: Client, trace: StoreTrace, settle: Settle) -> None:
         self._crew, self._client, self._trace, self._settle = crew, client, trace, settle
         is_alone = len(crew.parts) == 1 and not crew.order.missing
         self._merge = None if is_alone else Merge(part.name for part in crew.parts)
@@ -117,6 +118,7 @@ class Progress(Iterator[bytes]):
         with self._client.watch():
             self._settle([part.backend for part in self._crew.done])
         self._trace.outcome = outcome(self._crew)
+        self._trace.tell()
 
 
 def outcome(crew: Crew) -> str:

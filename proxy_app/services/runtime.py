@@ -60,6 +60,7 @@ class Runtime:
     views: Views
     catalog: Catalog
     relay: Relay
+    desk: RegistryDesk
     store: StoreOps
     account: Account
     guardian: Guardian
@@ -95,6 +96,8 @@ class Runtime:
         limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.workers)
         usage = UsageBook(settings.data_dir, settings.usage_days)
         runs, traffic_book = Runs(), TrafficBook(settings.data_dir)
+        # What it waits for another process that writes, at most.
+        desk = RegistryDesk(settings.data_dir, busy_s=0.05)
         runtime = cls(
             settings=settings,
             reloader=reloader,
@@ -106,7 +109,8 @@ class Runtime:
             usage=usage,
             traffic_book=traffic_book,
             traffic=Traffic(InFlight(runs, RunningBoard(gate, settings.redis_prefix)), settings.data_dir),
-            store=store_ops(settings, reloader, upstream),
+            store=store_ops(settings, reloader, upstream, EventBook(desk)),
+            desk=desk,
             account=account(settings, reloader, upstream),
             guardian=Guardian(settings.data_dir),
             gate=gate,
@@ -151,17 +155,18 @@ def search_parts(settings: Settings, upstream: UpstreamClient, leases: LeaseKeep
     )
 
 
-def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamClient) -> StoreOps:
+def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamClient, events: EventBook) -> StoreOps:
     limits = Limits(settings.connect_timeout_s, settings.store_timeout_s, settings.store_timeout_s)
     sightings = Sightings(settings.data_dir)
     reloader.on_change(sightings.note)
-    return StoreOps(reloader, upstream, Visibility(settings.data_dir, sightings), limits, settings.pull_to)
+    return StoreOps(
+        reloader, upstream, Visibility(settings.data_dir, sightings), limits, settings.pull_to, events.change
+    )
 
 
 def office(services: Runtime) -> Office:
     settings, reloader, parts = services.settings, services.reloader, services.relay.parts
-    desk = RegistryDesk(settings.data_dir, busy_s=0.05)
-    events = EventBook(desk)
+    desk, events = services.desk, EventBook(services.desk)
     loading = Limits(settings.connect_timeout_s, settings.load_timeout_s, settings.load_timeout_s)
     return Office(
         server=settings,

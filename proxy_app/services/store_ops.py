@@ -27,7 +27,8 @@ from proxy_app.services.access import check_allowed
 from proxy_app.services.fleet import FleetReloader, all_down, check_seen
 from proxy_app.services.parts import Crew, Order, error_answer
 from proxy_app.services.progress import Progress, outcome
-from proxy_app.services.relayed import STOPPING, Answer, Client, Trace
+from proxy_app.services.relayed import STOPPING, Answer, Client
+from proxy_app.services.store_trace import Note, StoreTrace
 from proxy_app.services.visibility import Visibility
 from proxy_app.upstream.client import Call, Limits, UpstreamClient
 
@@ -48,10 +49,11 @@ class StoreOps:
     visibility: Visibility
     limits: Limits
     pull_to: tuple[str, ...]
+    note: Note
 
     def pull(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Pull a model to the backends that get what is new."""
-        with _traced(call) as trace:
+        with self._traced(call, caller) as trace:
             ask = store.read_pull(_body(call))
             trace.model = ask.given
             check_allowed(caller, ask.name)
@@ -60,7 +62,7 @@ class StoreOps:
 
     def create(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Make a model where what it is made of is."""
-        with _traced(call) as trace:
+        with self._traced(call, caller) as trace:
             ask = store.read_create(_body(call))
             trace.model = ask.name.shortest
             check_allowed(caller, ask.name, *filter(None, (ask.made_from,)))
@@ -71,7 +73,7 @@ class StoreOps:
 
     def push(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Push a model from its best holder; from another one where that cannot be reached."""
-        with _traced(call) as trace:
+        with self._traced(call, caller) as trace:
             ask = store.read_push(_body(call))
             trace.model = ask.given
             check_allowed(caller, ask.name)
@@ -85,16 +87,17 @@ class StoreOps:
 
     def copy(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Copy a model on every holder that is up."""
-        with _traced(call) as trace:
+        with self._traced(call, caller) as trace:
             ask = store.read_copy(_body(call))
             trace.model = ask.given
+            trace.about = f" to {ask.destination.shortest}"
             check_allowed(caller, ask.source, ask.destination)
             holders = self._holders(ask.source, f"model {store.quoted(ask.given)} not found")
             return self._change(Order("copy", call, holders), client, trace)
 
     def delete(self, call: Call, client: Client, caller: Caller) -> Answer:
         """Delete a model from every holder; one that is down keeps it, and is named."""
-        with _traced(call) as trace:
+        with self._traced(call, caller) as trace:
             ask = store.read_delete(_body(call))
             trace.model = ask.given
             check_allowed(caller, ask.name)
@@ -111,7 +114,7 @@ class StoreOps:
         Returns:
             The answer, and whether the body was read to its end.
         """
-        with _traced(call, BLOBS) as trace:
+        with self._traced(call, Caller(), BLOBS) as trace:
             trace.model = digest
             store.check_digest(digest)
             crew = self._crew(self._order("upload", call, self._targets()))
@@ -121,7 +124,7 @@ class StoreOps:
 
     def find_blob(self, digest: str, call: Call, client: Client) -> Answer:
         """Do all the backends that get what is new have this blob?"""
-        with _traced(call, BLOBS) as trace:
+        with self._traced(call, Caller(), BLOBS) as trace:
             trace.model = digest
             store.check_digest(digest)
             crew = self._crew(self._order("look for", call, self._targets()))
@@ -209,6 +212,20 @@ class StoreOps:
                 having = tuple(part.backend for part in crew.done)
         return having
 
+    @contextmanager
+    def _traced(self, call: Call, caller: Caller, route: str = "") -> Iterator[StoreTrace]:
+        """What is written down of an operation, also where it ends in an error of our own, or with its client."""
+        trace = StoreTrace(call.request_id, route or call.target, key_id=caller.key_id, note=self.note)
+        try:
+            yield trace
+        except Stopping:
+            trace.status, trace.outcome = Unavailable.status, "stopped"
+            trace.write()
+            raise Unavailable(STOPPING, retry_after_s=1) from None
+        except (RequestError, ClientGone) as exc:
+            trace.fail(exc)
+            raise
+
     # -- how ---------------------------------------------------------------------------------------
 
     def _order(self, verb: str, call: Call, chosen: Targets) -> Order:
@@ -217,7 +234,7 @@ class StoreOps:
     def _crew(self, order: Order) -> Crew:
         return Crew(order, self.upstream, self.limits)
 
-    def _progress(self, order: Order, streams: bool, client: Client, trace: Trace) -> Answer:
+    def _progress(self, order: Order, streams: bool, client: Client, trace: StoreTrace) -> Answer:
         return self._run(Progress(self._crew(order), client, trace, self.visibility.hold), streams)
 
     def _run(self, progress: Progress, streams: bool) -> Answer:
@@ -227,7 +244,7 @@ class StoreOps:
             progress.cancel()
             raise
 
-    def _change(self, order: Order, client: Client, trace: Trace) -> Answer:
+    def _change(self, order: Order, client: Client, trace: StoreTrace) -> Answer:
         """Have it done by all holders at once, and wait until it is seen."""
         crew = self._crew(order)
         trace.attempts += [part.name for part in crew.parts]
@@ -261,27 +278,12 @@ def _pieces(call: Call) -> Iterator[bytes]:
     return call.body
 
 
-def _told(crew: Crew, trace: Trace) -> Answer:
+def _told(crew: Crew, trace: StoreTrace) -> Answer:
     return _noted(crew.answer(), crew, trace)
 
 
-def _noted(answer: Answer, crew: Crew, trace: Trace) -> Answer:
+def _noted(answer: Answer, crew: Crew, trace: StoreTrace) -> Answer:
     """An answer that is whole: its log line is written now."""
     trace.status, trace.outcome = answer.status, outcome(crew)
     trace.write()
     return answer
-
-
-@contextmanager
-def _traced(call: Call, route: str = "") -> Iterator[Trace]:
-    """The log line of an operation that ends in an error of our own, or with its client."""
-    trace = Trace(call.request_id, route or call.target)
-    try:
-        yield trace
-    except Stopping:
-        trace.status, trace.outcome = Unavailable.status, "stopped"
-        trace.write()
-        raise Unavailable(STOPPING, retry_after_s=1) from None
-    except (RequestError, ClientGone) as exc:
-        trace.fail(exc)
-        raise

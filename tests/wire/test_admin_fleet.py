@@ -331,6 +331,34 @@ def test_a_pull_goes_to_the_backends_that_were_chosen(site: Stand) -> None:
     assert [event["kind"] for event in events(site, "model.")[:2]] == ["model.deleted", "model.pulled"]
 
 
+def told(site: Stand) -> tuple[str, str, str, str]:
+    """The newest event of a model."""
+    newest = events(site, "model.")[0]
+    return newest["kind"], newest["subject"], newest["text"], newest["level"]
+
+
+def test_what_clients_do_to_the_models_is_among_the_events(site: Stand) -> None:
+    site.tidy()
+    copied = fetch(f"{site.url}/api/copy", "POST", json={"source": "tiny", "destination": "twin"})
+    assert copied.status == 200
+    assert told(site) == ("model.copied", "tiny", "was copied to twin:latest on a, b", "info")
+    assert fetch(f"{site.url}/api/delete", "DELETE", json={"model": "twin"}).status == 200
+    assert told(site) == ("model.deleted", "twin", "was deleted from a, b", "warning")
+    assert site.post("/api/pull", {"model": "fresh"}).lines()[-1] == {"status": "success"}
+    assert told(site) == ("model.pulled", "fresh", "was pulled to a", "info")
+    assert fetch(f"{site.url}/api/delete", "DELETE", json={"model": "fresh"}).status == 200
+
+
+def test_what_did_not_happen_is_not_said_to_have(site: Stand) -> None:
+    site.tidy()
+    site.fakes[0].fault("/api/pull", faults.Status(500, '{"error":"no room"}'), times=None)
+    assert "error" in site.post("/api/pull", {"model": "fresh"}).lines()[-1]
+    assert told(site) == ("model.pulled", "fresh", "was not pulled to a (failed)", "warning")
+    before = len(events(site, "model."))
+    assert fetch(f"{site.url}/api/delete", "DELETE", json={"model": "nobody-has-it"}).status == 404
+    assert len(events(site, "model.")) == before
+
+
 def test_a_pull_to_nobody_is_refused(site: Stand) -> None:
     answer = call(site, "POST", "/models/pull", {"model": "fresh", "backends": ["nobody"]})
     assert (answer.status, answer.json()["error"]) == (400, "no backend of that name: nobody")

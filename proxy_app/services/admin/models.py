@@ -59,7 +59,6 @@ class ModelDesk:
         strangers = [name for name in backends if name not in known]
         if strangers or not backends:
             raise BadRequest(f"no backend of that name: {', '.join(strangers)}" if strangers else "name a backend")
-        self.events.note("model.pulled", caller.key_id, model, f"is pulled to {', '.join(backends)}")
         there = replace(self.store, pull_to=tuple(backends))
         return there.pull(_call("POST", "/api/pull", {"model": model, "stream": True}, origin), client, caller)
 
@@ -76,17 +75,11 @@ class ModelDesk:
 
     def copy(self, source: str, destination: str, origin: Origin, client: Client, caller: Caller) -> Answer:
         fields = {"source": source, "destination": destination}
-        answer = self.store.copy(_call("POST", "/api/copy", fields, origin), client, caller)
-        if answer.status < 300:
-            self.events.note("model.copied", caller.key_id, source, f"was copied to {destination}")
-        return answer
+        return self.store.copy(_call("POST", "/api/copy", fields, origin), client, caller)
 
     def delete(self, model: str, origin: Origin, client: Client, caller: Caller) -> Answer:
         """Delete a model from every backend that holds it."""
-        answer = self.store.delete(_call("DELETE", "/api/delete", {"model": model}, origin), client, caller)
-        told = "was deleted everywhere" if answer.status < 300 else "could not be deleted everywhere"
-        self.events.note("model.deleted", caller.key_id, model, told, "warning")
-        return answer
+        return self.store.delete(_call("DELETE", "/api/delete", {"model": model}, origin), client, caller)
 
     def load(self, model: str, backend: str, keep_alive_s: float | None, origin: Origin, caller: Caller) -> None:
         """Load a model, and keep it for a time; None: until it is unloaded.
