@@ -54,7 +54,13 @@ def _given(*names: str, **about: Any) -> Callable[[Callable[..., None]], Callabl
 )
 @_given("--model", metavar="GLOB", help="A model it may use, such as 'llama3*'; all if not given.")
 @_given("--from", "networks", metavar="CIDR", help="From where it may be used; from everywhere if not given.")
-@_given("--limit", "limits", metavar="NAME=N", help="rpm, burst, concurrent, tpm, tpd (tokens) or gpu (seconds a day).")
+@_given(
+    "--limit",
+    "limits",
+    metavar="NAME=N",
+    help="rpm, burst, concurrent, tpm, tpd (tokens), gpu (seconds a day), num_ctx, num_predict, keep_alive (seconds), "
+    "images or body (bytes).",
+)
 @click.option("--expires", type=Span(), help="How long it is valid, such as 90d; for ever if not given.")
 @click.option(
     "--signer",

@@ -129,6 +129,11 @@ def all_down(name: ModelName) -> Unavailable:
     return Unavailable(f"every backend that holds '{name.shortest}' is down")
 
 
+def all_draining(name: ModelName) -> Unavailable:
+    """What is said of a model whose live holders an operator has drained."""
+    return Unavailable(f"no backend that holds '{name.shortest}' takes new work: an operator has drained them", 30)
+
+
 class FleetReloader:
     """Keeps one process's Fleet up to date.
 

@@ -40,7 +40,7 @@ MOST_GUESSED = 32_768
 
 _WORDS = {
     "rpm": "requests per minute",
-    "concurrent": "requests at the same time",
+    "concurrent": "place for another request beside those that run",
     "tpm": "tokens per minute",
     "tpd": "tokens per day",
     "gpu": "GPU seconds per day",

@@ -20,7 +20,7 @@ from proxy_app.errors import (
 )
 from proxy_app.routing import policy
 from proxy_app.services.access import fleet_for
-from proxy_app.services.fleet import FleetReloader, all_down, check_seen
+from proxy_app.services.fleet import FleetReloader, all_down, all_draining, check_seen
 from proxy_app.services.limiter import Limiter, Ticket, limit_headers
 from proxy_app.services.relayed import STOPPING, Answer, RelayBody, Trace
 from proxy_app.services.running import Run, Runs
@@ -187,6 +187,8 @@ def _candidates(fleet: Fleet, route: InferenceRoute, name: ModelName, model: str
     tiers = policy.hosts(fleet, name.canonical)
     if tiers:
         return tiers
+    if fleet.live_holders(name.canonical):
+        raise all_draining(name)
     if name.canonical in fleet.holders:
         raise all_down(name)
     check_seen(fleet)

@@ -113,7 +113,7 @@ class Prober:
             ) as response:
                 body = _read(response, deadline)
                 if response.status_code != 200:
-                    raise BadAnswer(f"{path} answered {response.status_code}")
+                    raise BadAnswer(_LOOP if response.status_code == 508 else f"{path} answered {response.status_code}")
         except RequestException as exc:
             raise _mapped(exc, path, self._read_s) from exc
         except (HTTPError, ValueError) as exc:
@@ -183,6 +183,8 @@ def _mapped(exc: RequestException, path: str, read_s: float) -> UpstreamError:
 
 
 # What stands in the errors of the drivers, and what an operator makes of it.
+# What Caravan says to a request that it has sent itself.
+_LOOP = "that address leads back to Caravan itself"
 _CAUSES = {
     "CARAVAN_BACKEND_NETS": "its address is not one that CARAVAN_BACKEND_NETS allows",
     "CERTIFICATE_VERIFY_FAILED": "its TLS certificate is not trusted on this machine",

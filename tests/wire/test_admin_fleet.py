@@ -331,6 +331,26 @@ def test_a_pull_goes_to_the_backends_that_were_chosen(site: Stand) -> None:
     assert [event["kind"] for event in events(site, "model.")[:2]] == ["model.deleted", "model.pulled"]
 
 
+def test_a_model_whose_holders_are_drained_is_not_said_to_be_down(site: Stand) -> None:
+    site.tidy()
+    try:
+        for name in "ab":
+            assert call(site, "PATCH", f"/backends/{name}", {"draining": True}).status == 200
+        site.process.wait_each(lambda: site.post("/api/chat").status == 503, "both are drained")
+        answer = site.post("/api/chat")
+        assert "has drained them" in answer.json()["error"]
+        assert answer.header("retry-after") == "30"
+    finally:
+        for name in "ab":
+            call(site, "PATCH", f"/backends/{name}", {"draining": False})
+    site.process.wait_each(lambda: site.post("/api/chat").status == 200, "both work again")
+
+
+def test_its_own_address_is_no_backend(site: Stand) -> None:
+    answer = call(site, "POST", "/backends/test", {"name": "itself", "url": site.url})
+    assert "leads back to Caravan itself" in answer.json()["error"]
+
+
 def told(site: Stand) -> tuple[str, str, str, str]:
     """The newest event of a model."""
     newest = events(site, "model.")[0]
