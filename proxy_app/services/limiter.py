@@ -40,7 +40,7 @@ MOST_GUESSED = 32_768
 
 _WORDS = {
     "rpm": "requests per minute",
-    "concurrent": "place for another request beside those that run",
+    "concurrent": "place for another request at the same time",
     "tpm": "tokens per minute",
     "tpd": "tokens per day",
     "gpu": "GPU seconds per day",

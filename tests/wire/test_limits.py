@@ -772,7 +772,8 @@ def named(answer: RawResponse) -> str:
 def check_places(alone: Site) -> None:
     """Two places for two workers: one each."""
     for fake in alone.fakes:
-        fake.token_delay_s = 0.1
+        # None ends before the last one has begun.
+        fake.token_delay_s = 2.0
     with ExitStack() as stack:
         heads = [stack.enter_context(alone.stream("one"))[1].status for _ in range(6)]
         assert 1 <= heads.count(200) <= 2
