@@ -225,6 +225,7 @@ CHANGES: dict[str, Callable[[Stand], RawResponse]] = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_in_the_next_answer_of_every_worker(unhurried: Stand, name: str) -> None:
     assert seen_by_all(unhurried, name) == {(False, 404)}
@@ -235,6 +236,7 @@ def test_a_change_is_in_the_next_answer_of_every_worker(unhurried: Stand, name: 
     assert seen_by_all(unhurried, name) == {(False, 404)}
 
 
+@pytest.mark.alone
 def test_a_model_that_is_made_anew_is_shown_anew(unhurried: Stand) -> None:
     for system in ("Be brief.", "Be kind.", "Be brief."):
         send(unhurried, "/api/create", {"model": "mind", "from": "tiny", "system": system})
