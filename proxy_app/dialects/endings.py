@@ -26,7 +26,6 @@ class _Line(msgspec.Struct):
 
 _line = msgspec.json.Decoder(_Line).decode
 # For a record of which the middle is not known.
-_INK = re.compile(rb"[^ \t\r\n]")
 _LAST_LINE = re.compile(rb'"done"\s*:\s*true|"status"\s*:\s*"success"')
 # A quote inside a text is escaped, and so is a line's end: what a model says can never look like this.
 _LAST_EVENT = re.compile(
@@ -70,8 +69,7 @@ def _is_last_line(line: bytes, *, is_open: bool) -> bool:
 
 def is_possible(content_type: str, first: bytes) -> bool:
     """May an answer of this type begin with this? Garbage does not, in whatever framing it comes."""
-    ink = _INK.search(first)
-    start = first[ink.start() : ink.start() + 64] if ink else b""
+    start = first.lstrip(b" \t\r\n")
     if content_type.startswith(NDJSON):
         return not start or start.startswith(b"{")
     if content_type.startswith(SSE):

@@ -44,7 +44,7 @@ class Caller:
     @property
     def may_use_cloud(self) -> bool:
         """Is there any cloud model that this caller may use?"""
-        return not self.models or any("cloud" in pattern for pattern in self.models)
+        return not self.models or bool(_of_cloud(self.models))
 
     @property
     def is_told_of_absence(self) -> bool:
@@ -59,8 +59,13 @@ ANYBODY = Caller(scopes=ALL_SCOPES, sees_all=True)
 # Small: each made-up name of a client stays in it.
 @lru_cache(maxsize=2048)
 def _matches(patterns: tuple[str, ...], name: ModelName) -> bool:
-    reaching = [pattern for pattern in patterns if "cloud" in pattern] if name.is_cloud else patterns
+    reaching = _of_cloud(patterns) if name.is_cloud else patterns
     return any(_fits(spelling, pattern) for spelling in _spellings(name) for pattern in reaching)
+
+
+def _of_cloud(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that mean cloud models, since they say so."""
+    return tuple(pattern for pattern in patterns if "cloud" in pattern)
 
 
 def _fits(spelling: str, pattern: str) -> bool:

@@ -30,6 +30,9 @@ from proxy_app.services.unloading import unload_everywhere
 from proxy_app.services.usage import UsageBook
 from proxy_app.upstream.client import Call
 
+# How requests end without an answer while a backend works on them.
+_WORKED_ON = ("client_gone", "upstream_timeout", "cancelled")
+
 
 @dataclass(frozen=True, slots=True)
 class Relay:
@@ -139,15 +142,10 @@ def _charged(ticket: Ticket, trace: Trace, spent: Spent) -> tuple[int, int]:
 
 
 def _given_up(ticket: Ticket, trace: Trace) -> tuple[int, int]:
-    """The same for a request without an answer: a backend worked on it where its client left, an
-    operator ended it, or it took too long."""
+    """The same for a request without an answer, where a backend worked on it all the same."""
     if trace.attempts and trace.outcome in _WORKED_ON:
         return ticket.guess, _since_ms(trace)
     return 0, 0
-
-
-# How requests end without an answer while a backend works on them.
-_WORKED_ON = ("client_gone", "upstream_timeout", "cancelled")
 
 
 def _since_ms(trace: Trace) -> int:

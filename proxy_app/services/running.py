@@ -67,7 +67,7 @@ class Runs:
         return iter(sorted(self._runs.values(), key=lambda run: run.at, reverse=True))
 
     def follow(self, fleet: Fleet) -> None:
-        for run in self:
+        for run in list(self._runs.values()):
             run.follow(fleet)
 
     def begin(self, trace: Trace) -> Run:

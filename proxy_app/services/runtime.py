@@ -159,9 +159,8 @@ def store_ops(settings: Settings, reloader: FleetReloader, upstream: UpstreamCli
     limits = Limits(settings.connect_timeout_s, settings.store_timeout_s, settings.store_timeout_s)
     sightings = Sightings(settings.data_dir)
     reloader.on_change(sightings.note)
-    return StoreOps(
-        reloader, upstream, Visibility(settings.data_dir, sightings), limits, settings.pull_to, events.change
-    )
+    visibility = Visibility(settings.data_dir, sightings)
+    return StoreOps(reloader, upstream, visibility, limits, settings.pull_to, events.note)
 
 
 def office(services: Runtime) -> Office:

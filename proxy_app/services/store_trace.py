@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy_app.services.relayed import Trace
+from proxy_app.store.events import Level
 
-Note = Callable[[str, str, str, str, bool], None]
-"""Is told of a change: its kind, who made it, the model, what was done, and whether that is a warning."""
+Note = Callable[[str, str, str, str, Level], None]
+"""Is told of a change: its kind, who made it, the model, what was done, and the event's level."""
 
 # What an operation is called among the events, and in words.
 _DONE = {
@@ -41,5 +42,5 @@ class StoreTrace(Trace):
         kind, done = _DONE[self.route]
         went = _WENT.get(self.outcome, f"was not {{}} {{}} ({self.outcome.replace('_', ' ')})")
         text = went.format(done.format(about=self.about), ", ".join(self.attempts))
-        is_warning = self.outcome != "complete" or kind == "model.deleted"
-        self.note(kind, self.key_id, self.named, text, is_warning)
+        is_harmless = self.outcome == "complete" and kind != "model.deleted"
+        self.note(kind, self.key_id, self.named, text, "info" if is_harmless else "warning")

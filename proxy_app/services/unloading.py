@@ -20,6 +20,7 @@ LONGEST = 64 << 10
 
 def unload_everywhere(upstream: UpstreamClient, fleet: Fleet, model: str, call: Call) -> None:
     """Have every live holder let go of a model: whoever asks does not know how many have it loaded.
+    The request itself goes on as any other does, to one of them once more: its answer is the client's.
 
     Args:
         model: its canonical name.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from proxy_app.domain import Backend
@@ -23,6 +24,15 @@ AGAIN_S = 0.3
 BUSY_S = 0.5
 
 
+@contextmanager
+def _in_time() -> Iterator[float]:
+    """Until when something is waited for; where the registry is away, nothing is."""
+    try:
+        yield time.monotonic() + HOLD_S
+    except RegistryAway as exc:
+        log.warning("a change may be seen late: %s", exc)
+
+
 class Visibility:
     """Asks the refresher to look at what was changed, and waits until the workers know.
 
@@ -35,13 +45,9 @@ class Visibility:
 
     def hold(self, changed: Collection[Backend]) -> None:
         """Wait until all workers know what these backends hold now; after two seconds, go on without."""
-        deadline = time.monotonic() + HOLD_S
-        try:
-            if not changed or not self._wait_for_poll([backend.id for backend in changed], deadline):
-                return
-            self._wait_for_workers(deadline)
-        except RegistryAway as exc:
-            log.warning("a change may be seen late: %s", exc)
+        with _in_time() as deadline:
+            if changed and self._wait_for_poll([backend.id for backend in changed], deadline):
+                self._wait_for_workers(deadline)
 
     def watch(self, backend_id: int, is_seen: Callable[[], bool]) -> None:
         """Have a backend asked, again and again, until something is seen; after two seconds, go on without.
@@ -49,20 +55,15 @@ class Visibility:
         Args:
             is_seen: does this worker know by now? The others do when this returns.
         """
-        deadline = time.monotonic() + HOLD_S
-        try:
+        with _in_time() as deadline:
             while self._wait_for_poll([backend_id], deadline):
                 if self._wait(is_seen, min(deadline, time.monotonic() + AGAIN_S)):
                     return self._wait_for_workers(deadline)
-        except RegistryAway as exc:
-            log.warning("a change may be seen late: %s", exc)
 
     def spread(self) -> None:
         """Wait until all workers know what the registry says now; after two seconds, go on without."""
-        try:
-            self._wait_for_workers(time.monotonic() + HOLD_S)
-        except RegistryAway as exc:
-            log.warning("a change may be seen late: %s", exc)
+        with _in_time() as deadline:
+            self._wait_for_workers(deadline)
 
     def close(self) -> None:
         self._sightings.close()

@@ -26,25 +26,29 @@ class Leaving:
 
     def __init__(self, client: socket.socket, call: Callable[[], None]) -> None:
         self._client, self._call = client, call
-        loop = gevent.get_hub().loop
-        self._readable: Any = loop.io(client.fileno(), READABLE)
-        self._timer: Any = loop.timer(LOOK_S, LOOK_S)
+        self._loop = gevent.get_hub().loop
+        self._readable: Any = self._loop.io(client.fileno(), READABLE)
+        # Few clients say anything more: no other request pays for a timer.
+        self._timer: Any = None
 
     def start(self) -> None:
         self._readable.start(self._on_readable)
 
     def stop(self) -> None:
         self._readable.stop()
-        self._timer.stop()
+        if self._timer is not None:
+            self._timer.stop()
 
     def close(self) -> None:
         self.stop()
         self._readable.close()
-        self._timer.close()
+        if self._timer is not None:
+            self._timer.close()
 
     def _on_readable(self) -> None:
         self._readable.stop()
         if not self._look():
+            self._timer = self._loop.timer(LOOK_S, LOOK_S)
             self._timer.start(self._look)
 
     def _look(self) -> bool:

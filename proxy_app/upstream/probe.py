@@ -182,9 +182,9 @@ def _mapped(exc: RequestException, path: str, read_s: float) -> UpstreamError:
     return BadAnswer(f"{path}: no HTTP answer")
 
 
-# What stands in the errors of the drivers, and what an operator makes of it.
-# What Caravan says to a request that it has sent itself.
+# What a 508 means: Caravan says it to a request that it has sent itself.
 _LOOP = "that address leads back to Caravan itself"
+# What stands in the errors of the drivers, and what an operator makes of it.
 _CAUSES = {
     "CARAVAN_BACKEND_NETS": "its address is not one that CARAVAN_BACKEND_NETS allows",
     "CERTIFICATE_VERIFY_FAILED": "its TLS certificate is not trusted on this machine",

@@ -27,7 +27,7 @@ from proxy_app.upstream.records import LastRecord
 READ_BYTES = 65536
 Change = Callable[[bytes], bytes]
 READABLE, WRITABLE = 1, 2
-# Silence ends a stream after the idle time, and at most this part of it later.
+# How often silence is judged per idle time: it ends a stream by one such part late at most.
 LOOKS = 10
 
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import psutil
 
 from conformance.fakes.http import CutOff, RawResponse, fetch
 from conformance.fakes.raw import held_port
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -195,9 +197,7 @@ class Process:
         """
         count = int(self.env.get("WEB_CONCURRENCY", "1"))
         self.wait_until(lambda: len(self.workers) == count, f"{count} workers run", deadline_s)
-        for worker in self.workers:
-            with self.only(worker):
-                self.wait_until(ready, f"worker {worker.pid}: {what}", deadline_s)
+        self.each(lambda: self.wait_until(ready, f"one worker: {what}", deadline_s))
 
     def _answers(self, path: str) -> bool:
         try:
@@ -291,6 +291,14 @@ class Process:
         finally:
             for each in others:
                 each.resume()
+
+    def each(self, ask: Callable[[], T]) -> list[T]:
+        """What the web workers, asked one by one, answer."""
+        found = []
+        for worker in self.workers:
+            with self.only(worker):
+                found.append(ask())
+        return found
 
     def assert_all_gone(self, deadline_s: float) -> None:
         """Assert that the process and all its descendants have exited within a time."""

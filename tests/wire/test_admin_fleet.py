@@ -84,11 +84,7 @@ def added(site: Stand, fake: FakeOllama, **more: Any) -> Iterator[dict[str, Any]
 
 def knowing(site: Stand, fake: FakeOllama) -> list[bool]:
     """Does each worker list it?"""
-    found = []
-    for worker in site.process.workers:
-        with site.process.only(worker):
-            found.append(mark(fake) in listed(site.url))
-    return found
+    return site.process.each(lambda: mark(fake) in listed(site.url))
 
 
 @pytest.mark.alone

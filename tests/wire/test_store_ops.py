@@ -210,11 +210,7 @@ def shown(site: Stand, name: str) -> int:
 
 def seen_by_all(site: Stand, name: str) -> set[tuple[bool, int]]:
     """What the workers, asked one by one, tell of a model."""
-    found = set()
-    for worker in site.process.workers:
-        with site.process.only(worker):
-            found.add((f"{name}:latest" in listed(site.url), shown(site, name)))
-    return found
+    return set(site.process.each(lambda: (f"{name}:latest" in listed(site.url), shown(site, name))))
 
 
 CHANGES: dict[str, Callable[[Stand], RawResponse]] = {

@@ -31,10 +31,6 @@ class EventBook:
         except RegistryAway as exc:
             log.warning("%s %s by %s is not among the events: %s", kind, subject, event.who, exc)
 
-    def change(self, kind: str, who: str, subject: str, text: str, is_warning: bool) -> None:
-        """As `note`; for what clients may do, too."""
-        self.note(kind, who, subject, text, "warning" if is_warning else "info")
-
     def page(self, kind: str, before: int | None) -> EventsView:
         """Newest first.
 
