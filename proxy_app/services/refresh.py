@@ -321,6 +321,9 @@ class Refresher:
         self._prune(before)
         self._warn_of_drift(before)
         for member in self._fleet.members:
+            if member.health.state == "unknown":
+                # It may have the number of one that was removed since the last look: nothing of that is stored now.
+                self._known.pop(member.backend.id, None)
             # Go on from what an earlier refresher wrote.
             self._known.setdefault(member.backend.id, _Known(Verdict(member.health.state), member.health))
         wanted = {member.backend.id: member.backend for member in self._fleet.members}

@@ -19,6 +19,8 @@ from conformance.fakes.faults import Fault, HugeHeader, StallBeforeHeaders, Stat
 from conformance.fakes.models import derived_digest
 from conformance.fakes.ollama import FakeOllama
 from proxy_app.errors import RegistryAway
+from proxy_app.settings import BackendSettings
+from proxy_app.store.backends import BackendStore
 from proxy_app.store.registry import Registry, Snapshot
 from tests.conftest import FakeFactory
 from tests.fakes import procs
@@ -316,6 +318,24 @@ def test_one_bad_model_stops_neither_hydration_nor_polls(fakes: FakeFactory, tmp
         until(lambda: all(shows(fake, f"m{n}") for n in range(8)), "every model is asked for")
         more_polls(fake)
         assert stage.state() == "up"
+
+
+def test_a_backend_that_is_removed_and_added_between_two_looks_is_learned_again(
+    fakes: FakeFactory, tmp_path: Path
+) -> None:
+    stage, spare = Stage(tmp_path, [fakes("fake")]), fakes("spare")
+    with stage.refresher() as process:
+        stage.wait_state("up")
+        with closing(Registry(stage.data, 5.0)) as registry:
+            backends = BackendStore(registry)
+            assert backends.add(BackendSettings("spare", spare.url))
+            stage.wait_state("up", "spare")
+            process.child.send_signal(signal.SIGSTOP)
+            assert backends.remove("spare")
+            assert backends.add(BackendSettings("spare", spare.url))
+            process.child.send_signal(signal.SIGCONT)
+            stage.wait_state("up", "spare")
+            until(lambda: bool(stage.models("spare")), "its models are known")
 
 
 def test_a_stop_waits_for_no_poll(fakes: FakeFactory, tmp_path: Path) -> None:
