@@ -32,7 +32,8 @@ class Gateway:
             `gathers`: nothing is passed on before the answer is whole;
             `works-on`: a client that left is not noticed;
             `stays-open`: the client's connection is kept, whatever became of the answer;
-            `believes-lengths`: of two lengths the first is right, and what is missing of a body does not matter;
+            `believes-lengths`: of two lengths the first is right, and what is missing of a body does not matter, so
+            a client that sends no more has not left;
             `gives-up`: no other backend is asked;
             `shares-cookies`: a backend's cookie goes with the next client's request;
             `passes-secrets`: the client's credentials go to the backend.
@@ -161,7 +162,7 @@ class Gateway:
 
     def _pieces(self, client: socket.socket, backend: socket.socket) -> Iterable[bytes]:
         """What the backend sends, until its end or until the client has left."""
-        watched = [backend] if "works-on" in self.lies else [backend, client]
+        watched = [backend] if self.lies & {"works-on", "believes-lengths"} else [backend, client]
         backend.settimeout(None)
         while True:
             ready = select.select(watched, [], [])[0]
