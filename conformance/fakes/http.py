@@ -193,6 +193,10 @@ class RawClient:
         if head_only or response.status in (204, 304):
             response.ended = "complete"
             return response
+        return self.read_body(response)
+
+    def read_body(self, response: RawResponse) -> RawResponse:
+        """Read what follows a head, to its end or to where it is cut."""
         pieces: list[bytes] = []
         try:
             pieces.extend(self.iter_body(response))

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -31,8 +33,7 @@ COMMENT = b": keepalive\n\n"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    beats = {"CARAVAN_HEARTBEAT": str(EVERY_S), "CARAVAN_FIRST_BYTE_TIMEOUT": "1", "CARAVAN_LOAD_TIMEOUT": "1"}
-    with stand(tmp_path_factory.mktemp("heartbeat"), **beats, **NO_BREAKER) as made:
+    with stand(tmp_path_factory.mktemp("heartbeat"), CARAVAN_HEARTBEAT=str(EVERY_S), **NO_BREAKER) as made:
         yield made
 
 
@@ -188,8 +189,9 @@ def test_the_anthropic_client_reads_answers_behind_heartbeats(site: Stand) -> No
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("path", STREAMING)
 def test_failover_goes_on_behind_heartbeats(site: Stand, path: str, stream: bool) -> None:
-    site.fakes[0].fault(path, AfterBeats(faults.Error500("boom a")))
-    answer = site.post(path, question(path, stream=stream))
+    go = threading.Event()
+    site.fakes[0].fault(path, AfterBeats(faults.Error500("boom a"), go))
+    answer = behind_a_beat(site, path, question(path, stream=stream), go)
     assert answer.body.startswith(COMMENT if stream and path not in NATIVE else b" ")
     assert b"boom" not in answer.body
     assert b"Hello" in answer.body
@@ -197,14 +199,33 @@ def test_failover_goes_on_behind_heartbeats(site: Stand, path: str, stream: bool
 
 
 class AfterBeats(faults.Fault):
-    """Another fault, once the client has had its heartbeats."""
+    """Another fault, once the client says that it has had heartbeats; after a while where a client cannot say so."""
 
-    def __init__(self, fault: faults.Fault) -> None:
+    def __init__(self, fault: faults.Fault, until: threading.Event | float = 2.5 * EVERY_S) -> None:
         self._fault = fault
+        self._until = until
 
     async def play(self, exchange: faults.Exchange) -> None:
-        await exchange.wait(2.5 * EVERY_S)
+        await exchange.wait(self._until)
         await self._fault.play(exchange)
+
+
+def behind_a_beat(site: Stand, path: str, asked: dict[str, Any], go: threading.Event) -> RawResponse:
+    """The answer to a question, of which nobody but Caravan says a thing before the client has its head."""
+    with site.client() as client:
+        send(client, path, asked)
+        head = client.read_head()
+        go.set()
+        return client.read_body(head)
+
+
+def fail_behind_a_beat(site: Stand, path: str, name: str, stream: bool | None) -> RawResponse:
+    """The answer where every backend fails."""
+    go = threading.Event()
+    for fake in site.fakes:
+        fake.load_model("tiny")
+        fake.fault(path, AfterBeats(ERRORS[name], go), times=None)
+    return behind_a_beat(site, path, question(path, stream=stream), go)
 
 
 ERRORS: dict[str, faults.Fault] = {
@@ -219,10 +240,7 @@ ERROR_KEYS = {"/v1/messages": {"type", "error"}, "/v1/responses": {"type", "code
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("path", STREAMING)
 def test_an_error_behind_a_heartbeat_is_a_record_of_the_stream(site: Stand, path: str, name: str) -> None:
-    for fake in site.fakes:
-        fake.load_model("tiny")
-        fake.fault(path, AfterBeats(ERRORS[name]), times=None)
-    answer = site.post(path, question(path, stream=True))
+    answer = fail_behind_a_beat(site, path, name, stream=True)
     assert (answer.status, answer.ended) == (200, "complete")
     if path in NATIVE:
         record = json.loads(answer.body.splitlines()[-1])
@@ -236,20 +254,19 @@ def test_an_error_behind_a_heartbeat_is_a_record_of_the_stream(site: Stand, path
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("path", ["/api/chat", "/api/embed", "/v1/chat/completions", "/v1/messages"])
 def test_an_error_behind_a_heartbeat_cuts_an_answer_that_has_no_room_for_it(site: Stand, path: str, name: str) -> None:
-    for fake in site.fakes:
-        fake.load_model("tiny")
-        fake.fault(path, AfterBeats(ERRORS[name]), times=None)
-    answer = site.post(path, question(path, stream=False if path in STREAMING else None))
+    answer = fail_behind_a_beat(site, path, name, stream=False if path in STREAMING else None)
     assert (answer.status, answer.ended) == (200, "cut")
     assert answer.body.strip() == b""
 
 
-def test_silence_for_too_long_is_an_error_behind_heartbeats(site: Stand) -> None:
-    for fake in site.fakes:
-        fake.fault("/api/chat", faults.StallBeforeHeaders(), times=None)
-    with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(site.post, "/api/chat", question("/api/chat", stream=stream)) for stream in (True, False)]
-        stream, whole = (each.result() for each in asked)
+def test_silence_for_too_long_is_an_error_behind_heartbeats(tmp_path: Path) -> None:
+    times = {"CARAVAN_FIRST_BYTE_TIMEOUT": "1", "CARAVAN_LOAD_TIMEOUT": "1", "CARAVAN_HEARTBEAT": str(EVERY_S)}
+    with stand(tmp_path, **times, **NO_BREAKER) as site:
+        for fake in site.fakes:
+            fake.fault("/api/chat", faults.StallBeforeHeaders(), times=None)
+        questions = [question("/api/chat", stream=stream) for stream in (True, False)]
+        with ThreadPoolExecutor(2) as pool:
+            stream, whole = pool.map(partial(site.post, "/api/chat"), questions)
     assert "did not begin to answer" in json.loads(stream.body.splitlines()[-1])["error"]
     assert (whole.status, whole.ended, whole.body.strip()) == (200, "cut", b"")
 
@@ -275,8 +292,9 @@ def test_official_clients_raise_on_an_error_behind_a_heartbeat(site: Stand) -> N
 
 def test_a_cut_behind_heartbeats_is_told_like_any_other(site: Stand) -> None:
     site.fakes[0].token_delay_s = 0.02
-    site.fakes[0].fault("/api/chat", AfterBeats(faults.StreamThen(2, faults.Eof)))
-    answer = site.post("/api/chat")
+    go = threading.Event()
+    site.fakes[0].fault("/api/chat", AfterBeats(faults.StreamThen(2, faults.Eof), go))
+    answer = behind_a_beat(site, "/api/chat", question("/api/chat"), go)
     assert answer.complete
     assert set(json.loads(answer.body.splitlines()[-1])) == {"error"}
     assert site.counts("/api/chat") == [1, 0]
@@ -289,8 +307,9 @@ def test_a_long_json_answer_behind_heartbeats_is_whole_or_visibly_cut(site: Stan
     length = CHUNKED if framing == "chunks" else ("Content-Length", str(len(body)))
     sent = body if whole else body[:-10]
     packets = [chunk(sent), *([LAST_CHUNK] if whole else [])] if framing == "chunks" else [sent]
-    site.fakes[0].fault("/api/embed", AfterBeats(Packets([("Content-Type", JSON_UTF8), length], packets)))
-    answer = site.post("/api/embed")
+    go = threading.Event()
+    site.fakes[0].fault("/api/embed", AfterBeats(Packets([("Content-Type", JSON_UTF8), length], packets), go))
+    answer = behind_a_beat(site, "/api/embed", question("/api/embed"), go)
     assert answer.ended == ("complete" if whole else "cut")
     assert len(answer.body.lstrip(b" ")) == len(body) or not whole
     assert site.counts("/api/embed") == [1, 0]
@@ -308,9 +327,10 @@ def test_an_error_in_time_keeps_its_status(patient: Stand) -> None:
 def test_a_compressed_answer_behind_a_heartbeat_is_not_passed_on_as_text(site: Stand, coding: str) -> None:
     """Its head has gone out without a word of a coding: what follows would be garbage."""
     headers = [("Content-Type", kind_of("/api/chat")), ("Content-Encoding", coding), CHUNKED]
+    go = threading.Event()
     for fake in site.fakes:
-        fake.fault("/api/chat", AfterBeats(Packets(headers, [chunk(b"\x1f\x8b\x08garbage"), LAST_CHUNK])))
-    answer = site.post("/api/chat")
+        fake.fault("/api/chat", AfterBeats(Packets(headers, [chunk(b"\x1f\x8b\x08garbage"), LAST_CHUNK]), go))
+    answer = behind_a_beat(site, "/api/chat", question("/api/chat"), go)
     assert b"\x1f\x8b" not in answer.body
     assert answer.ended == "cut" or set(json.loads(answer.body.splitlines()[-1])) == {"error"}
 
