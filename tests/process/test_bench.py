@@ -19,8 +19,6 @@ from tests.admin import PAGES
 from tests.conftest import FakeFactory
 from tests.fakes.procs import ROOT
 
-pytestmark = pytest.mark.alone
-
 TINY = ("--quick", "--window-s", "0.4", "--streams", "4", "--connections", "2", "--workers", "1")
 # Seconds; the slowest of them waits for a dead backend to be noticed.
 RUN_S = 100
