@@ -248,17 +248,19 @@ class UpstreamClient:
         """Send a call and wait for the head of the answer.
 
         A reused connection that dies before the answer begins gets one fresh try: the backend had
-        closed it while it was idle.
+        closed it while it was idle. What can be sent only once goes out on a fresh one.
 
         Raises:
             UpstreamError: one of its kinds, none of which shows an address to a client.
         """
+        if not call.is_whole:
+            _drop_idle(self._pool(backend)[0])
         try:
             return self._send(backend, call, limits)
         except ConnectionLost as exc:
             # A connection that had gone stale dies at once; what dies later had reached the backend.
             late = time.monotonic() - _present.started_s > STALE_S or isinstance(exc.__cause__, TimeoutError)
-            if _present.connected or late or not call.is_whole:
+            if _present.connected or late:
                 raise
             # Its other idle connections are of the same age: the fresh try gets a fresh one.
             _drop_idle(self._pool(backend)[0])

@@ -445,6 +445,15 @@ def test_a_flood_of_interim_answers_ends_in_an_error(site: Stand) -> None:
     assert list(answer.json()) == ["error"]
 
 
+def test_a_backend_that_switches_to_another_protocol_has_not_answered(site: Stand) -> None:
+    """Nobody asked it to: what follows is no HTTP any more."""
+    head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n"
+    answer = relayed(site, Bytes(head + LAST))
+    assert answer.status == 502
+    assert list(answer.json()) == ["error"]
+    assert answer.all("upgrade") == []
+
+
 def test_trailers_of_an_answer_cost_nothing_of_its_body(site: Stand) -> None:
     body = chunked(VALUE[:4], VALUE[4:])[:-2] + b"X-Checksum: 1\r\nSet-Cookie: a=b\r\n\r\n"
     lines = ("Content-Type: application/json", "Trailer: X-Checksum", "Transfer-Encoding: chunked")

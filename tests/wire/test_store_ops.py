@@ -18,9 +18,9 @@ from conformance.fakes import faults
 from conformance.fakes.answers import NDJSON, Answer
 from conformance.fakes.http import RawClient, RawResponse, fetch
 from conformance.fakes.ollama import FakeOllama
-from conformance.fakes.wire import LAST_CHUNK, Exchange
+from conformance.fakes.wire import LAST_CHUNK, Exchange, chunk
 from tests.fakes import procs
-from tests.product import Stand, environment, gateway, listed, mark, stand
+from tests.product import Stand, environment, gateway, listed, mark, question, stand
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -518,6 +518,37 @@ def test_a_blob_goes_to_all_who_get_what_is_new(both: Stand) -> None:
     assert (second.status, second.body) == (200, b"")
     assert fetch(there, "HEAD").status == 200
     assert [fake.store.blobs for fake in both.fakes] == [{BLOB_DIGEST: len(BLOB)}] * 2
+
+
+def upload(site: Stand, is_chunked: bool) -> RawResponse:
+    with site.client() as client:
+        head = {"Transfer-Encoding": "chunked"} if is_chunked else {}
+        body = chunk(BLOB) + LAST_CHUNK if is_chunked else BLOB
+        client.send_request("POST", f"/api/blobs/{BLOB_DIGEST}", body, head)
+        return client.read_response()
+
+
+@pytest.mark.parametrize("is_chunked", [True, False], ids=["chunked", "length"])
+def test_an_upload_uses_no_idle_connection(one: Stand, is_chunked: bool) -> None:
+    """That may have gone stale, and what comes only once cannot be sent again."""
+    a, _ = one.fakes
+    # What it leaves is a connection that could be used.
+    assert one.post("/api/chat", question("/api/chat", mark(a))).complete
+    a.wait_idle()
+    a.fault("/api/blobs/*", faults.RstBeforeHeaders(), times=None, when=lambda request: request.nth > 1)
+    answer = upload(one, is_chunked)
+    assert answer.status == 201
+    assert a.store.blobs == {BLOB_DIGEST: len(BLOB)}
+
+
+@pytest.mark.parametrize("is_chunked", [True, False], ids=["chunked", "length"])
+def test_an_upload_whose_connection_is_lost_is_not_sent_again_without_its_bytes(one: Stand, is_chunked: bool) -> None:
+    a, _ = one.fakes
+    a.fault("/api/blobs/*", faults.RstBeforeHeaders())
+    answer = upload(one, is_chunked)
+    assert (answer.status, answer.json()) == (500, {"error": "upload on a failed: the connection was lost"})
+    assert a.count("/api/blobs/*") == 1
+    assert a.store.blobs == {}
 
 
 def test_a_blob_that_one_lacks_is_not_there(both: Stand) -> None:
