@@ -64,6 +64,7 @@ CHANGES = (
     call("POST /models/unload", asked={"model": "tiny", "backend": "one"}),
     call("DELETE /requests/{run_id}", "/requests/0123456789abcdef"),
     call("POST /keys", asked={"label": "evil", "scopes": ["admin"]}),
+    call("PATCH /keys/{key_id}", "/keys/abcdefgh", {"scopes": ["admin"]}),
     call("DELETE /keys/{key_id}", "/keys/abcdefgh"),
     call("POST /keys/{key_id}/rotate", "/keys/abcdefgh/rotate", {"overlap_s": 0}),
     call("DELETE /sessions"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import click
 from proxy_app.cli.output import as_json
 from proxy_app.domain import Scope
 from proxy_app.services import key_admin
-from proxy_app.services.key_admin import KeyProblem, NewKey, Wish
+from proxy_app.services.key_admin import Edit, KeyProblem, NewKey, Wish
 from proxy_app.settings import Settings, load
 from proxy_app.settings.readers import SCOPES
 from proxy_app.store.keys import StoredKey
@@ -26,14 +27,20 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class Span(click.ParamType[float]):
-    """A length of time such as 90d, 12h or 30m, in seconds."""
+    """A length of time such as 90d, 12h or 30m, in seconds; `never` is inf where it may be said."""
 
     name = "TIME"
 
+    def __init__(self, or_never: bool = False) -> None:
+        self._or_never = or_never
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if self._or_never and value == "never":
+            return math.inf
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value))
         if match is None:
-            self.fail(f"{value!r}: expected a number and one of s, m, h, d, w, such as 90d", param, ctx)
+            never = ", or never" if self._or_never else ""
+            self.fail(f"{value!r}: expected a number and one of s, m, h, d, w, such as 90d{never}", param, ctx)
         return float(match.group(1)) * _UNITS[match.group(2)]
 
 
@@ -100,6 +107,40 @@ def list_keys(as_json: bool) -> None:
 def show(key: str, as_json: bool) -> None:
     """One key, by its id or label."""
     _show(_told(lambda settings: key_admin.find(settings, key)), as_json)
+
+
+@keys.command()
+@click.argument("key")
+@click.option("--label", help="Whose key it is, for people.")
+@_given("--scope", type=click.Choice(SCOPES), help="What it may do.")
+@_given("--model", metavar="GLOB", help="A model it may use.")
+@click.option("--all-models", is_flag=True, help="It may use all models.")
+@_given("--from", "networks", metavar="CIDR", help="From where it may be used.")
+@click.option("--from-anywhere", is_flag=True, help="It may be used from everywhere.")
+@_given("--limit", "limits", metavar="NAME=N", help="As for create; `none` for those of CARAVAN_LIMITS.")
+@click.option("--expires", type=Span(or_never=True), help="How long it is valid from now on, such as 90d, or never.")
+@as_json
+def edit(key: str, scope: tuple[Scope, ...], as_json: bool, **given: Any) -> None:
+    """Change a key; whoever has it keeps it. What is given takes the place of all that was there."""
+    wanted = Edit(
+        label=given["label"],
+        scopes=scope or None,
+        models=_none_or(given, "model", "all_models"),
+        networks=_none_or(given, "networks", "from_anywhere"),
+        limits=" ".join(given["limits"]) or None,
+        lives_s=given["expires"],
+    )
+    if wanted == Edit():
+        raise click.UsageError("nothing to change: name what, such as --limit rpm=60")
+    _show(_told(lambda settings: key_admin.edit(settings, key, wanted)), as_json)
+
+
+def _none_or(given: dict[str, Any], name: str, instead: str) -> tuple[str, ...] | None:
+    """What a list becomes: what is given, nothing where the flag says so, None where it stays."""
+    values: tuple[str, ...] = given[name]
+    if values and given[instead]:
+        raise click.UsageError(f"--{instead.replace('_', '-')} says the opposite of the others")
+    return values or (() if given[instead] else None)
 
 
 @keys.command()

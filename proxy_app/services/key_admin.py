@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from proxy_app.dialects.credentials import digest, new_key
 from proxy_app.domain import Scope, parse_limits
@@ -55,6 +56,26 @@ class Wish:
     limits: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a key should be from now on; None: as it is.
+
+    Args: as `Wish`, each in the place of all that was there; lives_s: from now on, inf: for ever.
+    """
+
+    label: str | None = None
+    scopes: tuple[Scope, ...] | None = None
+    models: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
+    limits: str | None = None
+    lives_s: float | None = None
+
+    def __str__(self) -> str:
+        """What it changes, in words."""
+        words = {"scopes": "what it may do", "lives_s": "its end"}
+        return ", ".join(words.get(f.name, f.name) for f in fields(self) if getattr(self, f.name) is not None)
+
+
 def create(settings: Settings, wish: Wish) -> NewKey:
     """Make a key.
 
@@ -98,6 +119,45 @@ def find(settings: Settings, text: str) -> StoredKey:
         return _one(KeyStore(registry), text)
 
 
+def edit(settings: Settings, text: str, wanted: Edit) -> StoredKey:
+    """Change a key, whose text stays as it is.
+
+    Raises:
+        KeyProblem: something of it makes no sense, or there is no such key, or it has ended.
+        RegistryAway: it cannot be stored.
+    """
+    with _registry(settings) as registry:
+        key = edit_in(KeyStore(registry), text, wanted)
+        _note(registry, "key.changed", key, f"was changed: {wanted}")
+        return key
+
+
+def edit_in(store: KeyStore, text: str, wanted: Edit) -> StoredKey:
+    """The same, where the registry is open. Raises: as `edit`."""
+    key = _going(_one(store, text))
+    changed = replace(
+        key,
+        label=key.label if wanted.label is None else _label(wanted.label),
+        scopes=key.scopes if wanted.scopes is None else tuple(sorted(set(wanted.scopes))),
+        models=key.models if wanted.models is None else wanted.models,
+        networks=key.networks if wanted.networks is None else tuple(map(_network, wanted.networks)),
+        limits=key.limits if wanted.limits is None else _limits(wanted.limits),
+        expires_at=key.expires_at if wanted.lives_s is None else _end(wanted.lives_s),
+    )
+    store.change(changed)
+    return changed
+
+
+def _end(lives_s: float) -> float | None:
+    return None if lives_s == math.inf else unix_now() + lives_s
+
+
+def _going(key: StoredKey) -> StoredKey:
+    if not key.is_valid(unix_now()):
+        raise KeyProblem(f"the key {key.id} has ended: make a new one")
+    return key
+
+
 def revoke(settings: Settings, text: str) -> StoredKey:
     """End a key now: every worker obeys within CARAVAN_RELOAD_INTERVAL and the time of one look."""
     with _registry(settings) as registry:
@@ -127,10 +187,7 @@ def in_words(overlap_s: float) -> str:
 
 def rotate_in(settings: Settings, store: KeyStore, text: str, overlap_s: float) -> NewKey:
     """The same, where the registry is open. Raises: KeyProblem, RegistryAway."""
-    old = _one(store, text)
-    if not old.is_valid(unix_now()):
-        raise KeyProblem(f"the key {old.id} has ended: make a new one")
-    now = unix_now()
+    old, now = _going(_one(store, text)), unix_now()
     fresh = replace(old, created_at=now, revoked_at=None, replaces=old.id, used_at=None)
     return _add(settings, store, fresh, now + overlap_s)
 

@@ -45,6 +45,9 @@ class StoredKey:
         return all(end is None or end > now_s for end in (self.expires_at, self.revoked_at))
 
 
+_CHANGEABLE = ("label", "scopes", "models", "networks", "limits", "expires_at")
+
+
 class KeyStore:
     """The `keys` table of a registry. Writers: the commands, the admin page. Not shared between threads.
 
@@ -92,6 +95,13 @@ class KeyStore:
         with self._registry.writing() as db:
             for key_id in key_ids:
                 _end(db, key_id, at)
+            _bump(db)
+
+    def change(self, key: StoredKey) -> None:
+        """Write what may be changed of a key: its label, what it may do, and its `expires_at`."""
+        row = _row(key)
+        with self._registry.writing() as db:
+            db.table("keys").update(key.id, {name: row[name] for name in _CHANGEABLE})
             _bump(db)
 
     def note_used(self, used: Mapping[str, float]) -> None:

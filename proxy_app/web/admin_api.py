@@ -250,6 +250,10 @@ def _create_key(office: Office, order: shapes.NewKey) -> shapes.MadeKey:
     return office.key_desk.create(order, g.caller)
 
 
+def _change_key(office: Office, order: shapes.KeyChange, key_id: str) -> shapes.KeyView:
+    return office.key_desk.change(key_id, order, g.caller)
+
+
 def _revoke(office: Office, key_id: str) -> shapes.KeyView:
     return office.key_desk.revoke(key_id, g.caller)
 
@@ -333,6 +337,7 @@ ENDPOINTS = (
     Endpoint("GET", "/keys", _keys, "All keys, without their secrets.", shapes.KeysView),
     Endpoint("POST", "/keys", _create_key, "Make a key.", shapes.MadeKey, takes=shapes.NewKey, status=201),
     Endpoint("GET", "/keys/<key_id>", _key, "One key.", shapes.KeyView),
+    Endpoint("PATCH", "/keys/<key_id>", _change_key, "Change a key.", shapes.KeyView, shapes.KeyChange),
     Endpoint("DELETE", "/keys/<key_id>", _revoke, "Revoke a key.", shapes.KeyView),
     Endpoint(
         "POST",

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from flask import g, render_template, request
 from msgspec.structs import replace
 from werkzeug.exceptions import NotFound
 
-from proxy_app.services.admin.shapes import ChartView, ModelsView, ModelView
+from proxy_app.domain import parse_limits
+from proxy_app.services.admin.shapes import ChartView, KeyView, ModelsView, ModelView
 from proxy_app.store.redis import unix_now
 from proxy_app.web import units
 from proxy_app.web.charts import charts
@@ -79,7 +81,7 @@ def keys() -> Raw:
     usage, example = office.usage(USAGE_S, USAGE_BY), _example(office.models("", 1))
     csv = "/admin/api/usage.csv?" + urlencode([("since_s", int(USAGE_S)), *(("by", name) for name in USAGE_BY)])
     about = {"keys": office.keys().keys, "usage": usage, "csv": csv, "model": example}
-    return _page("keys", key_in_path=office.server.key_in_path, **about)
+    return _page("keys", key_in_path=office.server.key_in_path, limits_of=_limits, **about)
 
 
 def events() -> Raw:
@@ -140,6 +142,14 @@ def _number(name: str) -> int | None:
     """A whole number of the query; None where there is none that makes sense."""
     text = request.args.get(name, "")
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
+
+
+def _limits(key: KeyView) -> dict[str, int | None]:
+    """What a key's own limits are, by name; nothing where they cannot be read."""
+    try:
+        return asdict(parse_limits(key.limits))
+    except ValueError:
+        return {}
 
 
 def _labels(found: Mapping[str, str]) -> dict[str, str]:

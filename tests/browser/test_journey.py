@@ -221,6 +221,28 @@ def test_a_new_key_comes_with_the_lines_that_work_with_it(site: AdminSite, admin
     dialog(admin).get_by_role("button", name="I have copied it").click()
 
 
+def test_a_key_is_edited(site: AdminSite, admin: Page) -> None:
+    order = {"label": "team", "models": ["only-*", "team/*"], "limits": "rpm=1,num_ctx=4096", "lives_s": 86400}
+    made = site.call("POST", "/keys", order).json()
+    assert site.chat(made["secret"], SHARED).status == 403
+    opened(site, admin, "keys")
+    row(admin, "team", "#keys").get_by_role("button", name="Edit").click()
+    form = dialog(admin)
+    expect(form.get_by_label("infer:")).to_be_checked()
+    expect(form.get_by_label("manage:")).not_to_be_checked()
+    expect(form.get_by_label("Models", exact=True)).to_have_value("only-*\nteam/*")
+    expect(form.get_by_label("Requests a minute")).to_have_value("1")
+    form.get_by_label("Requests a minute").fill("")
+    form.get_by_label("Models", exact=True).fill("")
+    form.get_by_label("It never ends").check()
+    with admin.expect_request(lambda request: request.method == "PATCH") as sent:
+        form.get_by_role("button", name="Save").click()
+    assert sent.value.post_data_json == {"models": [], "limits": "num_ctx=4096", "lives_s": None}
+    expect(row(admin, "team", "#keys")).to_contain_text("num_ctx=4096")
+    expect(row(admin, "team", "#keys")).to_contain_text("for ever")
+    assert site.chat(made["secret"], SHARED).status == 200
+
+
 def test_a_key_is_rotated(site: AdminSite, admin: Page) -> None:
     made = site.call("POST", "/keys", {"label": "robot"}).json()
     opened(site, admin, "keys")

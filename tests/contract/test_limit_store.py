@@ -64,6 +64,38 @@ def everything(db: redis.Redis) -> dict[str, object]:
     return found
 
 
+def test_a_limit_that_is_raised_helps_at_once(store: LimitStore) -> None:
+    """Else who had used up a burst would wait as long as the old limit says."""
+    let_in(store, *[want("rpm=1,burst=9") for _ in range(10)])
+    assert store.admit(want("rpm=1,burst=9")).wait_s == pytest.approx(60, abs=5)
+    # Ten of a hundred are used.
+    admission = store.admit(want("rpm=100"))
+    assert (admission.refused_by, admission.requests_left) == ("", 89)
+
+
+def test_a_limit_of_tokens_that_is_raised_helps_at_once(store: LimitStore) -> None:
+    (reserved,) = let_in(store, want("tpm=10", tokens=10))
+    store.settle([Ended(reserved, 1010, 0)])
+    assert store.admit(want("tpm=10", tokens=5)).wait_s > 6000
+    assert store.admit(want("tpm=2020", tokens=1000)).refused_by == ""
+    assert store.admit(want("tpm=2020", tokens=1000)).refused_by == "tpm"
+
+
+def test_what_ends_after_its_limit_was_raised_is_charged_by_the_new_one(store: LimitStore) -> None:
+    (reserved,) = let_in(store, want("tpm=10", tokens=10))
+    let_in(store, want("tpm=1000"))
+    store.settle([Ended(reserved, 510, 0)])
+    # About 510 of the 1,000 are used.
+    assert store.admit(want("tpm=1000", tokens=400)).refused_by == ""
+    assert store.admit(want("tpm=1000", tokens=400)).refused_by == "tpm"
+
+
+def test_a_limit_that_is_lowered_takes_nothing_back(store: LimitStore) -> None:
+    let_in(store, *[want("rpm=60") for _ in range(30)])
+    # Half a minute's worth is used, by either limit.
+    assert store.admit(want("rpm=6")).requests_left in (2, 3)
+
+
 REFUSALS = {
     "rpm": ("rpm=1,tpm=1000,tpd=1000,concurrent=9,gpu=9", lambda store, db: let_in(store, want("rpm=1"))),
     "concurrent": ("rpm=9,tpm=1000,tpd=1000,concurrent=0,gpu=9", lambda store, db: None),

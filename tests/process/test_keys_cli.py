@@ -115,6 +115,19 @@ def test_revoke_and_rotate_end_keys(tmp_path: Path) -> None:
     assert third["state"] == "valid"
 
 
+def test_a_key_is_changed_in_place(tmp_path: Path) -> None:
+    made = make_key(tmp_path, "--label", "me", "--model", "llama3*", "--limit", "rpm=60", "--from", "10.0.0.0/8")
+    secret = made.pop("key")
+    words = ("--label", "her", "--scope", "read", "--all-models", "--from-anywhere", "--expires", "90d")
+    changed = keys(tmp_path, "edit", "me", *words, "--limit", "rpm=5", "--limit", "tpm=9")
+    assert changed["expires_at"] > made["created_at"]
+    wanted = {"label": "her", "scopes": ["read"], "models": [], "networks": [], "limits": ["rpm=5", "tpm=9"]}
+    assert changed == {**made, **wanted, "expires_at": changed["expires_at"]}
+    assert keys(tmp_path, "edit", "her", "--expires", "never")["expires_at"] is None
+    assert keys(tmp_path, "show", made["id"]) == {**changed, "expires_at": None}
+    assert secret not in json.dumps(changed)
+
+
 REFUSED: list[tuple[tuple[str, ...], int, str]] = [
     (("create",), 2, "--label"),
     (("create", "--label", " "), 1, "label: expected"),
@@ -128,6 +141,12 @@ REFUSED: list[tuple[tuple[str, ...], int, str]] = [
     (("show", "nobody"), 1, "there is no key with the id or label 'nobody'"),
     (("revoke", "nobody"), 1, "there is no key"),
     (("rotate", "nobody"), 1, "there is no key"),
+    (("edit", "nobody", "--label", "me"), 1, "there is no key"),
+    (("edit", "shared"), 2, "nothing to change"),
+    (("edit", "shared", "--limit", "rpm"), 1, "'rpm': expected one of"),
+    (("edit", "shared", "--model", "x", "--all-models"), 2, "--all-models says the opposite"),
+    (("edit", "shared", "--from", "10.0.0.0/8", "--from-anywhere"), 2, "--from-anywhere says the opposite"),
+    (("edit", "shared", "--expires", "soon"), 2, "such as 90d, or never"),
     (("rotate", "shared", "--overlap", "x"), 2, "such as 90d"),
     (("list", "nobody"), 2, "nobody"),
 ]
@@ -142,12 +161,13 @@ def test_what_cannot_be_done_is_one_sentence(folder: Path, words: tuple[str, ...
     assert len(done.stderr.strip().splitlines()) <= (1 if code == 1 else 4)
 
 
-def test_an_ended_key_is_not_rotated(tmp_path: Path) -> None:
+def test_an_ended_key_is_not_rotated_and_not_changed(tmp_path: Path) -> None:
     new_key(tmp_path, "me")
     assert keys(tmp_path, "revoke", "me")["state"] == "revoked"
-    code, _, err = said(tmp_path, "rotate", "me")
-    assert code == 1
-    assert "has ended" in err
+    for words in (("rotate", "me"), ("edit", "me", "--label", "her")):
+        code, _, err = said(tmp_path, *words)
+        assert code == 1
+        assert "has ended" in err
 
 
 def test_a_label_that_means_two_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from http.cookies import Morsel, SimpleCookie
 from pathlib import Path
@@ -254,6 +255,51 @@ def test_every_worker_obeys_when_a_revocation_is_answered(slow: AdminSite) -> No
         assert [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)] == [200] * 12
         assert slow.call("DELETE", f"/keys/{made['key']['id']}").status == 200
         assert [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)] == [401] * 12
+
+
+def test_every_worker_knows_what_a_key_may_when_its_change_is_answered(slow: AdminSite) -> None:
+    made = slow.call("POST", "/keys", {"label": "grows", "scopes": ["infer"], "limits": "rpm=1"}).json()
+    path, given = f"/keys/{made['key']['id']}", bearer(made["secret"])
+
+    def statuses() -> list[int]:
+        return [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)]
+
+    assert statuses() == [403] * 12
+    changed = slow.call("PATCH", path, {"scopes": ["read"], "label": "grown", "lives_s": 3600}).json()
+    assert (changed["label"], changed["scopes"], changed["limits"]) == ("grown", ["read"], "rpm=1")
+    assert changed["expires_at"] == pytest.approx(time.time() + 3600, abs=60)
+    assert statuses() == [200] * 12
+    assert slow.call("PATCH", path, {"networks": ["10.0.0.0/8"]}).status == 200
+    assert statuses() == [401] * 12
+    changed = slow.call("PATCH", path, {"networks": [], "lives_s": None, "limits": "", "models": ["tiny"]}).json()
+    assert [changed[name] for name in ("networks", "expires_at", "limits", "models")] == [[], None, "", ["tiny"]]
+    assert statuses() == [200] * 12
+    event = next(each for each in slow.get("/events")["events"] if each["kind"] == "key.changed")
+    assert event["text"] == "grown was changed: models, networks, limits, its end"
+
+
+@pytest.mark.parametrize(
+    ("order", "status", "why"),
+    [
+        ({"limits": "rpm=many"}, 400, "rpm=many"),
+        ({"networks": ["here"]}, 400, "'here' is no network"),
+        ({"label": " "}, 400, "label: expected"),
+        ({"scopes": []}, 400, "scopes"),
+        ({"lives_s": 0}, 400, "lives_s"),
+        ({"secret": "cv_x"}, 400, "secret"),
+    ],
+)
+def test_a_change_of_a_key_that_makes_no_sense_changes_nothing(
+    site: AdminSite, order: dict[str, Any], status: int, why: str
+) -> None:
+    made = site.call("POST", "/keys", {"label": "stays"}).json()["key"]
+    answer = site.call("PATCH", f"/keys/{made['id']}", order)
+    assert answer.status == status
+    assert why in answer.json()["error"]
+    assert site.get(f"/keys/{made['id']}") == made
+    assert site.call("DELETE", f"/keys/{made['id']}").status == 200
+    answer = site.call("PATCH", f"/keys/{made['id']}", {"label": "again"})
+    assert (answer.status, answer.json()) == (409, {"error": f"the key {made['id']} has ended: make a new one"})
 
 
 def test_every_worker_knows_a_rotated_key_when_that_is_answered(slow: AdminSite) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from proxy_app.domain import Caller
 from proxy_app.errors import BadRequest, Conflict, Missing
 from proxy_app.services import key_admin
 from proxy_app.services.admin.events import EventBook
-from proxy_app.services.admin.shapes import KeysView, KeyView, MadeKey, NewKey, Rotation
+from proxy_app.services.admin.shapes import KeyChange, KeysView, KeyView, MadeKey, NewKey, Rotation
 from proxy_app.services.desk import RegistryDesk
 from proxy_app.services.visibility import Visibility
 from proxy_app.settings import Settings
@@ -66,6 +69,23 @@ class KeyDesk:
         self.events.note("key.created", caller.key_id, made.stored.id, f"{made.stored.label}: {_may(made.stored)}")
         return MadeKey(key=_view(made.stored, {}), secret=made.text)
 
+    def change(self, key_id: str, order: KeyChange, caller: Caller) -> KeyView:
+        """Raises: Missing. BadRequest: something of it makes no sense. Conflict: it has ended."""
+        edit = _edit(order)
+
+        def turn(registry: Registry) -> StoredKey:
+            if _state(_find(registry, key_id)) != "valid":
+                raise Conflict(f"the key {key_id} has ended: make a new one")
+            return key_admin.edit_in(KeyStore(registry), key_id, edit)
+
+        try:
+            key = self.desk.run(turn)
+        except key_admin.KeyProblem as exc:
+            raise BadRequest(str(exc)) from None
+        self.visibility.spread()
+        self.events.note("key.changed", caller.key_id, key_id, f"{key.label} was changed: {edit}")
+        return self.one(key_id)
+
     def revoke(self, key_id: str, caller: Caller) -> KeyView:
         """Raises: Missing."""
 
@@ -103,6 +123,17 @@ def _find(registry: Registry, key_id: str) -> StoredKey:
     if found is None:
         raise Missing(f"there is no key {key_id}")
     return found
+
+
+def _edit(order: KeyChange) -> key_admin.Edit:
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in msgspec.structs.asdict(order).items()
+        if value is not msgspec.UNSET
+    }
+    if given.get("lives_s", 0) is None:
+        given["lives_s"] = math.inf
+    return key_admin.Edit(**given)
 
 
 def _used_today(registry: Registry) -> Used:

@@ -314,6 +314,17 @@ class NewKey(Order, kw_only=True, frozen=True):
     signer: Annotated[str, Meta(max_length=1000)] | None = None
 
 
+class KeyChange(Order, kw_only=True, frozen=True):
+    """What is to change of a key, whose secret stays. Left out: stays. lives_s: from now on; null: for ever."""
+
+    label: Label | msgspec.UnsetType = msgspec.UNSET
+    scopes: Annotated[list[Scope], Meta(min_length=1, max_length=5)] | msgspec.UnsetType = msgspec.UNSET
+    models: Annotated[list[Model], Meta(max_length=100)] | msgspec.UnsetType = msgspec.UNSET
+    networks: Annotated[list[str], Meta(max_length=100)] | msgspec.UnsetType = msgspec.UNSET
+    limits: Annotated[str, Meta(max_length=500)] | msgspec.UnsetType = msgspec.UNSET
+    lives_s: Annotated[float, Meta(gt=0, le=10 * 365 * 86400)] | msgspec.UnsetType | None = msgspec.UNSET
+
+
 class Rotation(Order, kw_only=True, frozen=True):
     """overlap_s: how long the old key stays valid."""
 

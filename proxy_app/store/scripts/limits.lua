@@ -1,6 +1,6 @@
 -- End requests of a key that were let in, then let one more in, or say which limit refuses it. All or nothing.
--- KEYS[1] hash: requests, tokens (theoretical arrival times, µs), day (since 1970), used (tokens of that day), gpu (ms),
--- looked (when crashed workers' requests were looked for, ms)
+-- KEYS[1] hash: requests, tokens (theoretical arrival times, µs), rpm, tpm (the limits by which they were made), day
+-- (since 1970), used (tokens of that day), gpu (ms), looked (when crashed workers' requests were looked for, ms)
 -- KEYS[2] zset under way: member -> expiry, ms; a member is "request tokens day tokens-a-minute": what it was let in for
 -- ARGV[1] member, or "" where only some are ended   ARGV[2] time to live of what is under way, ms   ARGV[3] day
 -- ARGV[4] tokens reserved   ARGV[5] requests a minute   ARGV[6] burst   ARGV[7] under way   ARGV[8] tokens a minute
@@ -13,7 +13,7 @@ local now_ms = math.floor(now / 1000)
 -- Each call of Redis costs 2 to 5 µs, and every request runs this: what need not be done each time is not.
 local MINUTE, LOOK_MS, TWO_DAYS_MS, GUESSED_GPU_MS = 60000000, 1000, 172800000, 1000
 
-local stored = redis.call('HMGET', KEYS[1], 'requests', 'tokens', 'day', 'used', 'gpu', 'looked')
+local stored = redis.call('HMGET', KEYS[1], 'requests', 'tokens', 'day', 'used', 'gpu', 'looked', 'rpm', 'tpm')
 local requests = math.max(tonumber(stored[1] or '0'), now)
 local tokens = math.max(tonumber(stored[2] or '0'), now)
 local day, used, gpu = tonumber(stored[3] or '0'), tonumber(stored[4] or '0'), tonumber(stored[5] or '0')
@@ -21,6 +21,7 @@ local day, used, gpu = tonumber(stored[3] or '0'), tonumber(stored[4] or '0'), t
 local is_new_day = tonumber(ARGV[3]) > day
 if is_new_day then day, used, gpu = tonumber(ARGV[3]), 0, 0 end
 local looked = tonumber(stored[6] or '0')
+local rpm, tpm = tonumber(stored[7] or '0'), tonumber(stored[8] or '0')
 
 local function parts(member)
   local reserved, of_day, per_minute = string.match(member, ' (%d+) (%d+) (%d+)$')
@@ -49,7 +50,7 @@ for i = 11, #ARGV, 3 do
     gpu = gpu + ARGV[i + 2]
     if per_minute > 0 then
       local metered = math.min(reserved, per_minute)
-      tokens = math.max(now, tokens + (ARGV[i + 1] - metered) * MINUTE / per_minute)
+      tokens = math.max(now, tokens + (ARGV[i + 1] - metered) * MINUTE / (tpm > 0 and tpm or per_minute))
     end
   end
 end
@@ -58,7 +59,7 @@ local function whole(number) return string.format('%.0f', number) end
 
 local function save()
   redis.call('HSET', KEYS[1], 'requests', whole(requests), 'tokens', whole(tokens), 'day', day, 'used', whole(used),
-    'gpu', whole(gpu), 'looked', looked)
+    'gpu', whole(gpu), 'looked', looked, 'rpm', rpm, 'tpm', tpm)
   if is_new_day then redis.call('PEXPIRE', KEYS[1], TWO_DAYS_MS) end
 end
 
@@ -69,6 +70,11 @@ local function reserved_now()
     if is_today then sum = sum + reserved end
   end
   return sum
+end
+
+-- Where the limit was raised, what was used costs less time from now on. One that was lowered takes nothing back.
+local function at_rate(tat, old, new)
+  return old > 0 and old < new and now + (tat - now) * old / new or tat
 end
 
 local function meter(tat, limit, burst, cost)
@@ -92,6 +98,7 @@ local requests_after, tokens_after, wait_ms = requests, tokens, 0
 if ARGV[5] ~= '' then
   local limit = tonumber(ARGV[5])
   if limit > 0 then
+    requests, rpm = at_rate(requests, rpm, limit), limit
     requests_after, wait_ms, requests_left = meter(requests, limit, tonumber(ARGV[6]), 1)
   end
   if limit == 0 or wait_ms > 0 then
@@ -102,7 +109,10 @@ end
 if ARGV[7] ~= '' and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[7]) then return refused('concurrent', 1000) end
 if ARGV[8] ~= '' then
   local limit = tonumber(ARGV[8])
-  if limit > 0 then tokens_after, wait_ms, tokens_left = meter(tokens, limit, 0, math.min(reserve, limit)) end
+  if limit > 0 then
+    tokens, tpm = at_rate(tokens, tpm, limit), limit
+    tokens_after, wait_ms, tokens_left = meter(tokens, limit, 0, math.min(reserve, limit))
+  end
   if limit == 0 or wait_ms > 0 then
     tokens_left = 0
     return refused('tpm', limit == 0 and 60000 or wait_ms)

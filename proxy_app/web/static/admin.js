@@ -227,9 +227,10 @@ function fill(root, values) {
 
 function fillFields(form, values) {
   for (const field of form.elements) {
-    const value = values[field.name];
-    if (value === undefined || field.type === "checkbox" || field.tagName === "BUTTON") continue;
-    field.value = field.dataset.kind === "json" ? JSON.stringify(value) : value ?? "";
+    const value = values[field.name], { kind } = field.dataset;
+    if (value === undefined || field.tagName === "BUTTON") continue;
+    if (field.type === "checkbox") { if (kind === "each") field.checked = value.includes(field.value); continue; }
+    field.value = kind === "json" ? JSON.stringify(value) : kind === "lines" ? value.join("\n") : value ?? "";
   }
 }
 
