@@ -16,6 +16,8 @@ from tests.product import Stand, stand
 pytestmark = pytest.mark.leaky
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+# Deadline in seconds for a hang-up to reach the backend: how soon it has to is the subject of test_cancel.py.
+SOON_S = 10.0
 ROUTES = (("POST", "/api/me"), ("POST", "/api/signout"), ("DELETE", "/api/user/keys/c3NoLWVkMjU1MTk"))
 SIGN_IN = {"error": "unauthorized", "signin_url": "https://ollama.com/connect?name=a&key=c3No"}
 
@@ -96,4 +98,4 @@ def test_a_client_that_leaves_ends_the_question(named: Stand) -> None:
         client.send_request("POST", "/api/me", b"")
         asked = named.fakes[1].wait_for("/api/me")
         client.close()
-        assert asked.client_gone.wait(0.2)
+        assert asked.client_gone.wait(SOON_S)
