@@ -49,6 +49,10 @@ from proxy_app.upstream.body import BodyMemory
 from proxy_app.upstream.client import Limits, UpstreamClient
 from proxy_app.upstream.nets import Nets
 
+# How long what an operator does waits for another process that writes: a thread waits, not the hub. Where it gives up,
+# the operator gets a 503 and an event is missing, so it is far above what a write takes on a machine that is busy.
+BUSY_S = 1.0
+
 
 @dataclass(slots=True)
 class Runtime:
@@ -96,8 +100,7 @@ class Runtime:
         limiter = Limiter(LimitStore(gate, settings.redis_prefix), settings.workers)
         usage = UsageBook(settings.data_dir, settings.usage_days)
         runs, traffic_book = Runs(), TrafficBook(settings.data_dir)
-        # What it waits for another process that writes, at most.
-        desk = RegistryDesk(settings.data_dir, busy_s=0.05)
+        desk = RegistryDesk(settings.data_dir, BUSY_S)
         runtime = cls(
             settings=settings,
             reloader=reloader,
