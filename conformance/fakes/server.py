@@ -15,7 +15,7 @@ from conformance.fakes.recorded import RecordedRequest
 from conformance.fakes.wire import Connection, Exchange
 
 # Bound in seconds for anything a test asks the loop to do; a longer answer is a bug of the fake.
-COMMAND_DEADLINE_S = 5.0
+COMMAND_DEADLINE_S = 15.0
 BACKLOG = 1024
 
 

@@ -14,7 +14,7 @@ from tests.fakes import procs
 from tests.product import environment, listed
 
 # Deadline in seconds of a wait; a healthy run needs a fraction.
-SOON_S = 8.0
+SOON_S = 15.0
 
 
 @contextmanager
