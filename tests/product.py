@@ -100,6 +100,19 @@ class Stand:
         """How many requests for a path each fake has got, in order."""
         return [fake.count(path) for fake in self.fakes]
 
+    def logged(self, request_id: str) -> dict[str, Any]:
+        """The log line of a relayed request, as soon as all of it is there: it is written behind the answer."""
+        found: list[dict[str, Any]] = []
+
+        def is_there() -> bool:
+            whole = self.process.output.rpartition("\n")[0].splitlines()
+            found[:] = [json.loads(line) for line in whole if f'"request_id": "{request_id}"' in line]
+            found[:] = [fields for fields in found if "outcome" in fields]
+            return bool(found)
+
+        self.process.wait_until(is_there, f"the log line of {request_id}")
+        return found[0]
+
     def wait_seen(self, *fakes: FakeOllama, deadline_s: float = 10.0) -> None:
         """Wait until these (all by default) are listed."""
         wanted = {mark(fake) for fake in fakes or self.fakes}
