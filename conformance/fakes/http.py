@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -187,8 +188,12 @@ class RawClient:
         headers = [(name, value.strip()) for name, _, value in pairs]
         return RawResponse(status, headers, head=head)
 
-    def read_response(self, head_only: bool = False) -> RawResponse:
-        """Read an answer to its end or to where it is cut; a cut head raises CutOff."""
+    def read_response(self, head_only: bool = False, begun: threading.Event | None = None) -> RawResponse:
+        """Read an answer to its end or to where it is cut; a cut head raises CutOff.
+
+        Args:
+            begun: is set as soon as something of the body is there.
+        """
         response = self.read_head()
         if head_only or response.status in (204, 304):
             response.ended = "complete"
@@ -199,7 +204,10 @@ class RawClient:
         """Read what follows a head, to its end or to where it is cut."""
         pieces: list[bytes] = []
         try:
-            pieces.extend(self.iter_body(response))
+            for piece in self.iter_body(response):
+                pieces.append(piece)
+                if begun is not None:
+                    begun.set()
             response.ended = "complete"
         except CutOff:
             response.reset = self._was_reset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ __all__ = [
     "LAST_CHUNK",
     "NDJSON",
     "SSE",
+    "AsPlanned",
+    "Halting",
     "Packets",
     "Silence",
     "chunk",
@@ -56,6 +59,45 @@ class Silence(faults.Fault):
     async def play(self, exchange: faults.Exchange) -> None:
         await exchange.send(head_bytes(200, self.packets.headers) + b"".join(self.packets.packets))
         await exchange.wait(None)
+
+
+@dataclass(frozen=True)
+class AsPlanned(faults.Fault):
+    """No fault at all, for `Halting` to halt."""
+
+    async def play(self, exchange: faults.Exchange) -> None:
+        await exchange.play(exchange.plan())
+
+
+@dataclass(frozen=True)
+class Halting(faults.Fault):
+    """Another fault, which goes on after its first packet once an event is set.
+
+    What Caravan reads at once it judges at once: only a test whose client has had the beginning of an answer knows
+    that the rest of it came later.
+    """
+
+    fault: faults.Fault = field(repr=False)
+    go_on: threading.Event
+
+    async def play(self, exchange: faults.Exchange) -> None:
+        halting = _HaltingExchange(exchange, self.go_on)
+        await self.fault.play(halting)
+        exchange.close_after = halting.close_after
+
+
+class _HaltingExchange(faults.Exchange):
+    """The same exchange, whose second packet waits."""
+
+    def __init__(self, exchange: faults.Exchange, go_on: threading.Event) -> None:
+        super().__init__(exchange.connection, exchange.request)
+        self._go_on, self._has_sent = go_on, False
+
+    async def send(self, data: bytes) -> None:
+        if self._has_sent:
+            await self.wait(self._go_on)
+        self._has_sent = True
+        await super().send(data)
 
 
 def kind_of(path: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import anthropic
@@ -16,7 +17,18 @@ from conformance.fakes import faults
 from conformance.fakes.faults import StreamThen
 from conformance.fakes.http import RawResponse, fetch
 from tests.product import NO_BREAKER, STREAMING, Stand, question, stand
-from tests.wire.scripted import CHUNKED, JSON_UTF8, LAST_CHUNK, Packets, chunk, chunked, cut, kind_of
+from tests.wire.scripted import (
+    CHUNKED,
+    JSON_UTF8,
+    LAST_CHUNK,
+    AsPlanned,
+    Halting,
+    Packets,
+    chunk,
+    chunked,
+    cut,
+    kind_of,
+)
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -39,14 +51,29 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 @pytest.fixture
 def site(shared: Stand) -> Stand:
     shared.tidy()
-    for fake in shared.fakes:
-        # The answer has begun at the client before its backend breaks off.
-        fake.token_delay_s = 0.05
     return shared
 
 
 def ask(site: Stand, path: str, stream: bool | None = True) -> RawResponse:
     return site.post(path, question(path, stream=stream))
+
+
+def halted(site: Stand, path: str, fault: faults.Fault) -> threading.Event:
+    """Let the first backend go on with its answer, after the beginning, once the event is set."""
+    begun = threading.Event()
+    site.fakes[0].fault(path, Halting(fault, begun))
+    return begun
+
+
+def ask_until_broken(
+    site: Stand, path: str, fault: faults.Fault, asked: Any = None, headers: Mapping[str, str] | None = None
+) -> RawResponse:
+    """A stream whose backend does what it does when the answer has begun at the client: it cannot fail over then."""
+    begun = halted(site, path, fault)
+    with site.client() as client:
+        body = json.dumps(asked or question(path, stream=True)).encode()
+        client.send_request("POST", path, body, headers)
+        return client.read_response(begun=begun)
 
 
 def last_record(path: str, body: bytes) -> dict[str, Any]:
@@ -72,8 +99,7 @@ def assert_broken_in_words(path: str, answer: RawResponse) -> None:
 
 @pytest.mark.parametrize("path", STREAMING)
 def test_a_clean_end_without_the_end_mark_becomes_an_error_record(site: Stand, path: str) -> None:
-    site.fakes[0].fault(path, faults.CleanEndWithoutDone(2))
-    answer = ask(site, path)
+    answer = ask_until_broken(site, path, faults.CleanEndWithoutDone(2))
     assert_broken_in_words(path, answer)
     # Its two tokens came before, and it was not begun anew elsewhere.
     assert b"Hello" in answer.body
@@ -82,8 +108,7 @@ def test_a_clean_end_without_the_end_mark_becomes_an_error_record(site: Stand, p
 
 @pytest.mark.parametrize("path", COMPATIBLE)
 def test_an_error_that_ollama_swallows_becomes_an_error_record(site: Stand, path: str) -> None:
-    site.fakes[0].fault(path, StreamThen(2, faults.ErrorRecord()))
-    assert_broken_in_words(path, ask(site, path))
+    assert_broken_in_words(path, ask_until_broken(site, path, StreamThen(2, faults.ErrorRecord())))
     assert site.counts(path) == [1, 0]
 
 
@@ -93,7 +118,7 @@ def test_what_ollama_swallowed_in_a_recorded_stream_becomes_an_error_record(site
     asked |= {key: "ERRMID" for key in ("prompt", "input") if key in asked}
     if "messages" in asked:
         asked["messages"] = [{"role": "user", "content": "ERRMID"}]
-    assert_broken_in_words(path, site.post(path, asked))
+    assert_broken_in_words(path, ask_until_broken(site, path, AsPlanned(), asked))
 
 
 @pytest.mark.parametrize("path", STREAMING)
@@ -126,12 +151,9 @@ def test_a_stream_that_is_over_at_once_without_its_end_mark_fails_over(site: Sta
 
 @pytest.mark.parametrize("path", STREAMING)
 def test_the_log_tells_that_an_answer_was_cut(site: Stand, path: str) -> None:
-    site.fakes[0].fault(path, faults.CleanEndWithoutDone(2))
     given = f"cut-{path.replace('/', '-')}"
-    site.post(path, question(path, stream=True), headers={"X-Request-Id": given})
-    site.process.wait_output(f'"request_id": "{given}"')
-    line = next(line for line in site.process.output.splitlines() if given in line and '"outcome"' in line)
-    assert json.loads(line)["outcome"] == "truncated"
+    ask_until_broken(site, path, faults.CleanEndWithoutDone(2), headers={"X-Request-Id": given})
+    assert site.logged(given)["outcome"] == "truncated"
 
 
 CLEAN_ENDS: dict[str, Callable[[], faults.Fault]] = {
@@ -141,39 +163,44 @@ CLEAN_ENDS: dict[str, Callable[[], faults.Fault]] = {
 ends = pytest.mark.parametrize("name", CLEAN_ENDS)
 
 
+def read(stream: Iterable[Any], begun: threading.Event) -> None:
+    """Read an answer to its end, and say when it has begun."""
+    for _ in stream:
+        begun.set()
+
+
 @ends
 def test_the_ollama_client_raises(site: Stand, name: str) -> None:
-    for path in NATIVE:
-        site.fakes[0].fault(path, CLEAN_ENDS[name]())
+    begun = {path: halted(site, path, CLEAN_ENDS[name]()) for path in NATIVE}
     with ollama.Client(host=site.url) as client:
         with pytest.raises(ollama.ResponseError):
-            list(client.chat("tiny", HELLO, stream=True))
+            read(client.chat("tiny", HELLO, stream=True), begun["/api/chat"])
         with pytest.raises(ollama.ResponseError):
-            list(client.generate("tiny", "hi", stream=True))
+            read(client.generate("tiny", "hi", stream=True), begun["/api/generate"])
 
 
 @ends
 def test_the_openai_client_raises(site: Stand, name: str) -> None:
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
-        site.fakes[0].fault(path, CLEAN_ENDS[name]())
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+    chat, completion, response = (halted(site, path, CLEAN_ENDS[name]()) for path in paths)
     with openai.OpenAI(base_url=f"{site.url}/v1", api_key="unused", max_retries=0) as client:
         with pytest.raises(openai.APIError):
-            list(client.chat.completions.create(model="tiny", messages=HELLO, stream=True))
+            read(client.chat.completions.create(model="tiny", messages=HELLO, stream=True), chat)
         with pytest.raises(openai.APIError):
-            list(client.completions.create(model="tiny", prompt="hi", stream=True))
+            read(client.completions.create(model="tiny", prompt="hi", stream=True), completion)
         with pytest.raises(openai.APIError):
-            list(client.responses.create(model="tiny", input="hi", stream=True))
+            read(client.responses.create(model="tiny", input="hi", stream=True), response)
 
 
 @ends
 def test_the_anthropic_client_raises(site: Stand, name: str) -> None:
-    site.fakes[0].fault("/v1/messages", CLEAN_ENDS[name]())
+    begun = halted(site, "/v1/messages", CLEAN_ENDS[name]())
     with (
         anthropic.Anthropic(base_url=site.url, api_key="unused", max_retries=0) as client,
         pytest.raises(anthropic.APIError),
         client.messages.stream(model="tiny", max_tokens=100, messages=HELLO) as stream,
     ):
-        stream.get_final_message()
+        read(stream, begun)
 
 
 # --- whole answers in every cut ------------------------------------------------------------------
@@ -283,8 +310,7 @@ def test_a_last_record_above_64_kib_that_never_came_is_missed(site: Stand, path:
     token, _ = LONG[path]
     body = token * 4000
     pieces = [token * 1000] * 4 if form == "records" else blocks(body, 4096)
-    site.fakes[0].fault(path, chunked(path, *pieces))
-    answer = ask(site, path)
+    answer = ask_until_broken(site, path, chunked(path, *pieces))
     assert answer.body.startswith(body)
     assert_broken_in_words(path, answer)
 
@@ -325,8 +351,7 @@ def token_of(path: str, text: str) -> bytes:
 def test_a_text_that_quotes_every_end_mark_is_no_end(site: Stand, path: str, cut_up: bool) -> None:
     record = token_of(path, QUOTED)
     pieces = [record, *cut(record, 20, seed=4)] if cut_up else [record, record]
-    site.fakes[0].fault(path, chunked(path, *pieces))
-    answer = ask(site, path)
+    answer = ask_until_broken(site, path, chunked(path, *pieces))
     assert answer.body.startswith(record * 2)
     assert set(last_record(path, answer.body)) == ERROR_KEYS.get(path, {"error"})
 
@@ -336,8 +361,7 @@ def test_an_argument_of_a_tool_is_no_end(site: Stand, arguments: dict[str, Any])
     call = {"function": {"name": "finish", "arguments": arguments}}
     value = {"message": {"role": "assistant", "content": "", "tool_calls": [call]}, "done": False}
     record = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-    site.fakes[0].fault("/api/chat", chunked("/api/chat", record, record))
-    answer = ask(site, "/api/chat")
+    answer = ask_until_broken(site, "/api/chat", chunked("/api/chat", record, record))
     assert answer.body.startswith(record * 2)
     assert set(last_record("/api/chat", answer.body)) == {"error"}
 
@@ -353,8 +377,7 @@ HALF_ENDS = {
 @pytest.mark.parametrize("path", HALF_ENDS)
 def test_a_last_record_that_is_itself_cut_is_no_end(site: Stand, path: str) -> None:
     token = token_of(path, "Hel")
-    site.fakes[0].fault(path, chunked(path, token, HALF_ENDS[path]))
-    answer = ask(site, path)
+    answer = ask_until_broken(site, path, chunked(path, token, HALF_ENDS[path]))
     assert answer.complete
     assert answer.body.startswith(token + HALF_ENDS[path])
     assert set(last_record(path, answer.body)) == ERROR_KEYS.get(path, {"error"})
@@ -500,10 +523,11 @@ def test_a_compressed_stream_that_is_cut_ends_its_connection(site: Stand, path: 
 def test_after_an_error_record_the_connection_serves_the_next_request(
     site: Stand, path: str, then: type[faults.Ending]
 ) -> None:
-    site.fakes[0].fault(path, StreamThen(2, then))
+    begun = halted(site, path, StreamThen(2, then))
     asked = question(path, stream=True)
     with site.client() as client:
-        first = client.request("POST", path, json=asked)
+        client.send_request("POST", path, json.dumps(asked).encode())
+        first = client.read_response(begun=begun)
         assert first.complete
         second = client.request("POST", "/api/generate", json=question("/api/generate", "only-b", stream=False))
         third = client.request("POST", path, json=asked)
@@ -520,7 +544,7 @@ def test_a_backends_bytes_beyond_an_answer_reach_nobody(site: Stand) -> None:
         site.fakes[0].fault("/api/chat", Packets([("Content-Type", kind_of("/api/chat")), CHUNKED], packets))
         with site.client() as client:
             first = client.request("POST", "/api/chat", json=question("/api/chat"))
-            assert site.fakes[0].requests_for("/api/chat")[-1].ended.wait(2)
+            assert site.fakes[0].requests_for("/api/chat")[-1].ended.wait(10)
             second = client.request("POST", "/api/generate", json=question("/api/generate", stream=False))
         assert b"foreign" not in first.body + second.body
         assert second.json()["done"] is True
