@@ -20,6 +20,8 @@ from tests.product import INFERENCE, NO_BREAKER, STREAMING, Stand, question, sta
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
 
+# After how long in seconds a backend that refused a connection is tried again: a fifth of CARAVAN_BREAKER_OPEN.
+AFTER_A_REFUSAL_S = 1.0
 # Every way to fail before the first byte of a streaming answer.
 BEFORE_THE_FIRST_BYTE: dict[str, Fault] = {
     "eof": faults.EofBeforeHeaders(),
@@ -335,19 +337,25 @@ def test_a_killed_backend_is_tried_once_and_then_left_alone_until_it_is_back(
         assert two.post("/api/chat").status == 200
         assert two.counts("/api/chat") == [1, 0]
         a.kill()
+        killed_s = time.monotonic()
         for _ in range(10):
             assert is_whole("/api/chat", two.post("/api/chat"))
-        assert tries_of("a", two) - 1 <= 1
+        took_s = time.monotonic() - killed_s
+        # On a machine that needs more than a second for ten requests, it may be tried once a second.
+        assert tries_of("a", two, requests=11) - 1 <= 1 + took_s // AFTER_A_REFUSAL_S
         a.restart()
-        back_at = time.monotonic()
         two.process.wait_until(lambda: asks_first(two, a), "a serves again", 20)
-        assert time.monotonic() - back_at < 20
 
 
-def tries_of(name: str, site: Stand) -> int:
-    """How many requests were sent, or tried to be sent, to a backend, as the log tells."""
-    lines = [json.loads(line) for line in site.process.output.splitlines() if '"attempts"' in line]
-    return sum(line["attempts"].count(name) for line in lines)
+def tries_of(name: str, site: Stand, requests: int) -> int:
+    """How many requests were sent, or tried to be sent, to a backend, as the log tells of so many in all."""
+
+    def attempts() -> list[list[str]]:
+        whole = site.process.output.rpartition("\n")[0].splitlines()
+        return [json.loads(line)["attempts"] for line in whole if '"attempts"' in line]
+
+    site.process.wait_until(lambda: len(attempts()) == requests, "all log lines are written")
+    return sum(each.count(name) for each in attempts())
 
 
 def asks_first(site: Stand, fake: FakeOllama) -> bool:
@@ -359,13 +367,14 @@ def asks_first(site: Stand, fake: FakeOllama) -> bool:
 def test_five_failures_in_a_row_open_the_breaker_and_a_real_request_closes_it(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    with stand(tmp_path_factory.mktemp("breaker"), CARAVAN_BREAKER_OPEN="1") as two:
+    # Open for 5 s as shipped, of which the three requests after the failures need a fraction.
+    with stand(tmp_path_factory.mktemp("breaker")) as two:
         a, _ = two.fakes
         a.fault("/api/chat", faults.RstBeforeHeaders(), times=5)
         for _ in range(8):
             assert is_whole("/api/chat", two.post("/api/chat"))
         assert a.count("/api/chat") == 5
-        two.process.wait_until(lambda: asks_first(two, a), "a is tried again", 5)
+        two.process.wait_until(lambda: asks_first(two, a), "a is tried again", 20)
         for _ in range(3):
             assert asks_first(two, a)
 
