@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import select
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 
 @pytest.fixture
-def site(shared: Stand) -> Iterator[Stand]:
+def site(shared: Stand, own_files: set[str]) -> Iterator[Stand]:
     shared.tidy()
     yield shared
     for fake in shared.fakes:
@@ -57,8 +59,11 @@ def own_memory(process: psutil.Process) -> int:
 
 def spooled_files(site: Stand) -> set[str]:
     """The files without a name that the worker has open; each is open twice while it is mapped."""
-    opened = Path(f"/proc/{worker(site).pid}/fd").iterdir()
-    targets = [str(each.readlink()) for each in opened if each.is_symlink()]
+    targets = []
+    for each in Path(f"/proc/{worker(site).pid}/fd").iterdir():
+        # One that is closed by now is none.
+        with suppress(FileNotFoundError):
+            targets.append(str(each.readlink()))
     return {target for target in targets if target.startswith(data_dir(site)) and target.endswith("(deleted)")}
 
 
@@ -122,6 +127,25 @@ def test_a_long_body_goes_to_a_second_backend_as_it_was_sent(site: Stand, fault:
         assert {digest(request.body) for request in fake.requests_for("/api/chat")} == {digest(body)}
 
 
+def asking(site: Stand, body: bytes, number: int) -> RawClient:
+    """A client whose request waits at the backend, as the one of this number.
+
+    The room that others took comes back behind their answers, or when it is seen that they have left: while there is
+    none, the client is told to come again, and does.
+    """
+    deadline_s = time.monotonic() + 20
+    while True:
+        client = site.client(30)
+        client.send_request("POST", "/api/chat", body)
+        while not select.select([client.sock], [], [], 0.01)[0]:
+            if site.fakes[0].count("/api/chat") >= number:
+                return client
+            assert time.monotonic() < deadline_s, "no request came, and no answer"
+        with client:
+            assert client.read_response().status == 503
+        assert time.monotonic() < deadline_s, "there is no room"
+
+
 @contextmanager
 def waiting(site: Stand, bodies: list[bytes]) -> Iterator[list[RawClient]]:
     """Clients whose requests wait at the backend; at the end they get their answers."""
@@ -131,9 +155,7 @@ def waiting(site: Stand, bodies: list[bytes]) -> Iterator[list[RawClient]]:
     with ExitStack() as stack:
         clients = []
         for number, body in enumerate(bodies, 1):
-            clients.append(stack.enter_context(site.client(30)))
-            clients[-1].send_request("POST", "/api/chat", body)
-            site.fakes[0].wait_for("/api/chat", before + number, 20)
+            clients.append(stack.enter_context(asking(site, body, before + number)))
         try:
             yield clients
         finally:
@@ -142,32 +164,38 @@ def waiting(site: Stand, bodies: list[bytes]) -> Iterator[list[RawClient]]:
         assert [client.read_response().status for client in clients] == [200] * len(clients)
 
 
-def test_a_long_body_of_a_failed_attempt_leaves_no_file(site: Stand) -> None:
+@pytest.fixture(scope="module")
+def own_files(shared: Stand) -> set[str]:
+    """The files without a name that a worker has without any body."""
+    return spooled_files(shared)
+
+
+@pytest.fixture
+def before(site: Stand, own_files: set[str]) -> set[str]:
+    """The files that are there before a test: those of others are gone by then, and no number of theirs comes again."""
+    site.process.wait_until(lambda: spooled_files(site) <= own_files, "the files of other tests are gone", 15)
+    return own_files
+
+
+def test_a_long_body_of_a_failed_attempt_leaves_no_file(site: Stand, before: set[str]) -> None:
     """What its errors still refer to may not keep it open: the next full collection may be minutes away."""
-    before = spooled_files(site)
     for _ in range(8):
         site.fakes[0].fault("/api/chat", faults.RstBeforeHeaders(), times=2)
         assert post(site, body_of(2 * MIB)).status == 200
         site.fakes[0].clear_faults()
-    site.process.wait_until(lambda: spooled_files(site) <= before, "all files are gone", 5)
-
-
-@pytest.fixture
-def before(site: Stand) -> set[str]:
-    """The files that were there before a test."""
-    return spooled_files(site)
+    site.process.wait_until(lambda: spooled_files(site) <= before, "all files are gone", 10)
 
 
 def test_a_long_body_waits_in_a_file_without_a_name_and_costs_no_memory(site: Stand, before: set[str]) -> None:
     assert post(site, body_of(2 * MIB)).status == 200
-    site.process.wait_until(lambda: spooled_files(site) <= before, "its file is gone", 5)
+    site.process.wait_until(lambda: spooled_files(site) <= before, "its file is gone", 10)
     memory = own_memory(worker(site))
     names = sorted(Path(data_dir(site)).iterdir())
     with waiting(site, [body_of(BIG), body_of(BIG, "last")]):
         assert own_memory(worker(site)) - memory < SLACK
         assert len(spooled_files(site) - before) == 2
         assert sorted(Path(data_dir(site)).iterdir()) == names
-    site.process.wait_until(lambda: spooled_files(site) <= before, "both files are gone", 5)
+    site.process.wait_until(lambda: spooled_files(site) <= before, "both files are gone", 10)
     assert own_memory(worker(site)) - memory < SLACK
 
 
@@ -178,7 +206,7 @@ def test_a_body_is_let_go_of_as_soon_as_an_answer_has_begun(site: Stand, before:
         client.send_request("POST", "/api/chat", body)
         head = client.read_head()
         assert next(client.iter_body(head))
-        site.process.wait_until(lambda: spooled_files(site) <= before, "the file is gone", 5)
+        site.process.wait_until(lambda: spooled_files(site) <= before, "the file is gone", 10)
 
 
 def test_a_client_that_leaves_takes_its_file_along(site: Stand, before: set[str]) -> None:
@@ -187,7 +215,7 @@ def test_a_client_that_leaves_takes_its_file_along(site: Stand, before: set[str]
         client.send_request("POST", "/api/chat", body_of(5 * MIB))
         site.fakes[0].wait_for("/api/chat")
         assert len(spooled_files(site) - before) == 1
-    site.process.wait_until(lambda: spooled_files(site) <= before, "the file is gone", 5)
+    site.process.wait_until(lambda: spooled_files(site) <= before, "the file is gone", 10)
 
 
 # --- the memory of all bodies together -----------------------------------------------------------
@@ -252,7 +280,7 @@ def leave_in_prefill(site: Stand) -> None:
     with site.client() as client:
         client.send_request("POST", "/api/chat", BELOW)
         request: RecordedRequest = site.fakes[0].wait_for("/api/chat", before + 1)
-    assert request.client_gone.wait(2)
+    assert request.client_gone.wait(10)
 
 
 def ask_for_nobody(site: Stand) -> None:
@@ -261,7 +289,7 @@ def ask_for_nobody(site: Stand) -> None:
 
 def exceed_the_limit(site: Stand) -> None:
     chunks = faults.chunk(b"x" * MIB) * 65
-    with site.client() as client:
+    with site.client(60) as client:
         try:
             assert client.request("POST", "/api/chat", chunks, {"Transfer-Encoding": "chunked"}).status == 413
         except ConnectionError:
