@@ -380,7 +380,7 @@ def in_step(client: RawClient) -> bool:
 def relayed(site: Stand, fault: Fault, path: str = EMBED) -> RawResponse:
     """What a client gets of these bytes of the only backend that has the model; its connection stays in step."""
     site.fakes[0].fault(path, fault, times=None)
-    with site.client(5) as client:
+    with site.client() as client:
         answer = client.request("POST", path, json=question(path, "only-a"))
         if answer.complete and answer.header("connection") != "close":
             assert in_step(client)
