@@ -129,7 +129,8 @@ def admin_site(
 ) -> Iterator[AdminSite]:
     """A product in front of these running fakes, with two workers: what one shows, the other may have done."""
     made = {label: new_key(folder, label, scopes=scopes) for label, scopes in KEYS.items()}
-    settings = {"WEB_CONCURRENCY": str(workers), **NO_BREAKER, **changes}
+    # A Redis that is there answers, however slow the machine is.
+    settings = {"WEB_CONCURRENCY": str(workers), "CARAVAN_REDIS_TIMEOUT": "5", **NO_BREAKER, **changes}
     with gateway(fakes, folder, redis_url, **settings) as process:
         yield AdminSite(process, folder, tuple(fakes), made)
 

@@ -247,33 +247,35 @@ def test_a_signature_is_no_way_into_the_admin_api(site: AdminSite) -> None:
         assert status(path, Cookie=NO_COOKIE) == 403
 
 
+def statuses(site: AdminSite, secret: str) -> list[int]:
+    """What each worker answers to who has a key."""
+    return site.process.each(lambda: fetch(f"{site.url}/api/tags", headers=bearer(secret)).status)
+
+
+@pytest.mark.alone
 def test_every_worker_obeys_when_a_revocation_is_answered(slow: AdminSite) -> None:
-    """However rarely the workers look by themselves."""
+    """However rarely the workers look by themselves. An answer is held for two seconds at most until they all know."""
     for number in range(3):
         made = slow.call("POST", "/keys", {"label": f"brief {number}", "scopes": ["read"]}).json()
-        given = bearer(made["secret"])
-        assert [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)] == [200] * 12
+        assert statuses(slow, made["secret"]) == [200, 200]
         assert slow.call("DELETE", f"/keys/{made['key']['id']}").status == 200
-        assert [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)] == [401] * 12
+        assert statuses(slow, made["secret"]) == [401, 401]
 
 
+@pytest.mark.alone
 def test_every_worker_knows_what_a_key_may_when_its_change_is_answered(slow: AdminSite) -> None:
     made = slow.call("POST", "/keys", {"label": "grows", "scopes": ["infer"], "limits": "rpm=1"}).json()
-    path, given = f"/keys/{made['key']['id']}", bearer(made["secret"])
-
-    def statuses() -> list[int]:
-        return [fetch(f"{slow.url}/api/tags", headers=given).status for _ in range(12)]
-
-    assert statuses() == [403] * 12
+    path, secret = f"/keys/{made['key']['id']}", made["secret"]
+    assert statuses(slow, secret) == [403, 403]
     changed = slow.call("PATCH", path, {"scopes": ["read"], "label": "grown", "lives_s": 3600}).json()
     assert (changed["label"], changed["scopes"], changed["limits"]) == ("grown", ["read"], "rpm=1")
     assert changed["expires_at"] == pytest.approx(time.time() + 3600, abs=60)
-    assert statuses() == [200] * 12
+    assert statuses(slow, secret) == [200, 200]
     assert slow.call("PATCH", path, {"networks": ["10.0.0.0/8"]}).status == 200
-    assert statuses() == [401] * 12
+    assert statuses(slow, secret) == [401, 401]
     changed = slow.call("PATCH", path, {"networks": [], "lives_s": None, "limits": "", "models": ["tiny"]}).json()
     assert [changed[name] for name in ("networks", "expires_at", "limits", "models")] == [[], None, "", ["tiny"]]
-    assert statuses() == [200] * 12
+    assert statuses(slow, secret) == [200, 200]
     event = next(each for each in slow.get("/events")["events"] if each["kind"] == "key.changed")
     assert event["text"] == "grown was changed: models, networks, limits, its end"
 
@@ -302,12 +304,12 @@ def test_a_change_of_a_key_that_makes_no_sense_changes_nothing(
     assert (answer.status, answer.json()) == (409, {"error": f"the key {made['id']} has ended: make a new one"})
 
 
+@pytest.mark.alone
 def test_every_worker_knows_a_rotated_key_when_that_is_answered(slow: AdminSite) -> None:
     old = slow.call("POST", "/keys", {"label": "old", "scopes": ["read"]}).json()
     made = slow.call("POST", f"/keys/{old['key']['id']}/rotate", {"overlap_s": 0}).json()
-    for secret, status in ((made["secret"], 200), (old["secret"], 401)):
-        answers = [fetch(f"{slow.url}/api/tags", headers=bearer(secret)).status for _ in range(12)]
-        assert answers == [status] * 12
+    assert statuses(slow, made["secret"]) == [200, 200]
+    assert statuses(slow, old["secret"]) == [401, 401]
 
 
 # -- logging in --------------------------------------------------------------------------------------
@@ -362,8 +364,8 @@ def test_the_cookie_says_nothing_of_the_key(site: AdminSite) -> None:
 
 def test_a_session_holds_with_every_worker(site: AdminSite) -> None:
     own = session(site)
-    for _ in range(20):
-        assert site.call("GET", "/backends", key=None, headers=own).status == 200
+    answers = site.process.each(lambda: site.call("GET", "/backends", key=None, headers=own).status)
+    assert answers == [200, 200]
 
 
 def test_a_cookie_over_http_is_none_over_https(behind: AdminSite) -> None:
@@ -423,23 +425,29 @@ def test_guessing_is_throttled(lone: AdminSite) -> None:
     answers = [log_in(lone, f"cv_abcdefgh_{number:043d}") for number in range(GUESSES)]
     assert {answer.status for answer in answers} <= {401, 403, 429}
     assert answers[0].status in (401, 403)
-    assert answers[-1].status == 429
-    assert int(answers[-1].header("retry-after") or 0) > 0
+    assert_throttled(answers)
     # Who has the key is not held up by who guesses beside them.
     assert log_in(lone).status == 204
     assert lone.call("GET", "/backends").status == 200
 
 
+def assert_throttled(answers: list[RawResponse]) -> None:
+    """Ten guesses are free, and one more in each six seconds that a slow machine needs."""
+    late = [answer for answer in answers if answer.status == 429]
+    assert len(late) >= GUESSES // 2
+    assert all(int(answer.header("retry-after") or 0) > 0 for answer in late)
+
+
 def test_who_guesses_locks_nobody_else_out(behind: AdminSite) -> None:
     answers = [log_in(behind, STRANGER, X_Forwarded_For="203.0.113.8") for _ in range(GUESSES)]
-    assert answers[-1].status == 429
+    assert_throttled(answers)
     assert log_in(behind, X_Forwarded_For="203.0.113.9").status == 204
 
 
 def test_who_has_a_whole_network_guesses_no_more_often(behind: AdminSite) -> None:
     """An IPv6 host may take any address of its /64; IPv4 written as IPv6 is many hosts."""
     answers = [log_in(behind, STRANGER, X_Forwarded_For=f"2001:db8::{number:x}") for number in range(GUESSES)]
-    assert answers[-1].status == 429
+    assert_throttled(answers)
     assert log_in(behind, STRANGER, X_Forwarded_For="2001:db8:0:1::1").status == 401
     mapped = [log_in(behind, STRANGER, X_Forwarded_For=f"::ffff:192.0.2.{number}") for number in range(GUESSES)]
     assert {answer.status for answer in mapped} == {401}
