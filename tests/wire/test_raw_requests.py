@@ -26,7 +26,9 @@ from tests.product import NO_BREAKER, Stand, stand
 pytestmark = pytest.mark.leaky
 
 FOLDER = Path(__file__).parent / "requests"
-LIMITS = {"CARAVAN_MAX_BODY": "100000", "CARAVAN_CLIENT_TIMEOUT": "1", "CARAVAN_KEEPALIVE": "2"}
+MAX_BODY = {"CARAVAN_MAX_BODY": "100000"}
+# For entries that end with a time limit; in all others the client may be slow, as on a busy machine it is.
+SHORT = {"CARAVAN_CLIENT_TIMEOUT": "1", "CARAVAN_KEEPALIVE": "2"}
 # Bound in seconds for each read: far above the limits of the server, so that only a hang meets it.
 DEADLINE_S = 15.0
 NOTHING = 0
@@ -114,7 +116,14 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with stand(tmp_path_factory.mktemp("raw"), "a", ["tiny", "acme/bot:v2"], **LIMITS, **NO_BREAKER) as made:
+    with stand(tmp_path_factory.mktemp("raw"), "a", ["tiny", "acme/bot:v2"], **MAX_BODY, **NO_BREAKER) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """One with short time limits."""
+    with stand(tmp_path_factory.mktemp("strict"), "a", **MAX_BODY, **SHORT, **NO_BREAKER) as made:
         yield made
 
 
@@ -279,19 +288,20 @@ def own_name(site: Stand) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def silences(site: Stand) -> dict[str, Outcome]:
+def silences(strict: Stand) -> dict[str, Outcome]:
     """All clients that fall silent, at the same time."""
-    taken(site.fakes[0])
+    taken(strict.fakes[0])
     with ThreadPoolExecutor(len(SILENT)) as pool:
-        outcomes = list(pool.map(lambda case: play(site, case), SILENT))
+        outcomes = list(pool.map(lambda case: play(strict, case), SILENT))
     return dict(zip(map(named, SILENT), outcomes, strict=True))
 
 
 @pytest.mark.parametrize("case", SILENT, ids=named)
-def test_a_client_that_falls_silent_is_let_go(site: Stand, silences: dict[str, Outcome], case: Case) -> None:
+def test_a_client_that_falls_silent_is_let_go(strict: Stand, silences: dict[str, Outcome], case: Case) -> None:
     judge(case, silences[named(case)])
-    assert taken(site.fakes[0]) == []
+    assert taken(strict.fakes[0]) == []
 
 
-def test_the_server_has_met_no_bug_of_its_own(site: Stand) -> None:
-    assert "Traceback" not in site.process.output
+def test_the_server_has_met_no_bug_of_its_own(site: Stand, strict: Stand) -> None:
+    for each in (site, strict):
+        assert "Traceback" not in each.process.output
