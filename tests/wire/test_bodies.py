@@ -262,7 +262,7 @@ def test_the_connection_of_a_refused_body_is_not_used_again(site: Stand) -> None
     with waiting(site, [BELOW] * 4), site.client() as client:
         client.send_request("POST", "/api/chat", BELOW)
         assert client.read_response().status == 503
-        assert client.closed_by_peer(5)
+        assert client.closed_by_peer(10)
 
 
 def leave_in_mid_body(site: Stand) -> None:

@@ -566,7 +566,7 @@ def test_a_refusal_by_the_server_itself_has_an_id_and_repeats_nothing(site: Stan
     with site.client() as client:
         client.send(REFUSED[name])
         answer = client.read_response()
-        assert client.closed_by_peer(5)
+        assert client.closed_by_peer(10)
     assert 400 <= answer.status < 600
     assert answer.complete
     assert re.fullmatch(r"[0-9a-f]{32}", answer.header("x-request-id") or "")
