@@ -189,19 +189,19 @@ class RawClient:
         return RawResponse(status, headers, head=head)
 
     def read_response(self, head_only: bool = False, begun: threading.Event | None = None) -> RawResponse:
-        """Read an answer to its end or to where it is cut; a cut head raises CutOff.
-
-        Args:
-            begun: is set as soon as something of the body is there.
-        """
+        """Read an answer to its end or to where it is cut; a cut head raises CutOff. Args: begun: as `read_body`."""
         response = self.read_head()
         if head_only or response.status in (204, 304):
             response.ended = "complete"
             return response
-        return self.read_body(response)
+        return self.read_body(response, begun)
 
-    def read_body(self, response: RawResponse) -> RawResponse:
-        """Read what follows a head, to its end or to where it is cut."""
+    def read_body(self, response: RawResponse, begun: threading.Event | None = None) -> RawResponse:
+        """Read what follows a head, to its end or to where it is cut.
+
+        Args:
+            begun: is set as soon as something of the body is there.
+        """
         pieces: list[bytes] = []
         try:
             for piece in self.iter_body(response):
