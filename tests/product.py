@@ -23,6 +23,12 @@ QUICK = {
 # A breaker that is never in the way: for products that many tests share.
 NO_BREAKER = {"CARAVAN_BREAKER_FAILURES": "100", "CARAVAN_BREAKER_OPEN": "0.05"}
 
+# A fleet that hears nothing of a backend's death from its polls.
+SELDOM_POLLED = {"CARAVAN_POLL_INTERVAL": "60", "CARAVAN_DOWN_POLL_INTERVAL": "60"}
+# Where a test is not about a Redis that is away: as shipped, a machine that is busy for 0.25 s makes each worker go on
+# without it, and what the workers share is not shared any more.
+PATIENT = {"CARAVAN_REDIS_TIMEOUT": "10"}
+
 # What each inference route is asked in these tests; `model` and `stream` come on top.
 INFERENCE: dict[str, dict[str, Any]] = {
     "/api/chat": {"messages": [{"role": "user", "content": "hi"}]},

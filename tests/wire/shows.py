@@ -13,7 +13,7 @@ from conformance.fakes.ollama import FakeModel, FakeOllama, RecordedRequest
 from tests.fakes import procs
 from tests.product import environment, listed
 
-# Deadline in seconds of a wait; a healthy run needs a fraction.
+# Deadline in seconds of a wait: only a failure reaches it, a healthy run needs a fraction.
 SOON_S = 15.0
 
 

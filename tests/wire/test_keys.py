@@ -507,7 +507,10 @@ def test_a_key_with_models_makes_none_of_another_hosts(site: Site, more: dict[st
 
 def test_a_key_that_manages_changes_what_is_its_own(site: Site) -> None:
     assert site.ask("/api/copy", "store", "POST", {"source": "mine", "destination": "mine3"}).status == 200
+    # The answer is held until the change is seen, but not for ever.
+    until(lambda: "mine3:latest" in names(site.ask("/api/tags", "store")), "the copy is seen")
     assert site.ask("/api/delete", "store", "DELETE", {"model": "mine3"}).status == 200
+    until(lambda: "mine3:latest" not in names(site.ask("/api/tags", "store")), "the next test finds what was there")
 
 
 # -- what a cache may do ----------------------------------------------------------------------------
