@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from conformance.fakes import faults
 from conformance.fakes.answers import JSON_UTF8, NDJSON, SSE, Header
+from conformance.fakes.recorded import RecordedRequest
 from conformance.fakes.wire import LAST_CHUNK, chunk, head_bytes
 
 CHUNKED = ("Transfer-Encoding", "chunked")
@@ -23,11 +24,13 @@ __all__ = [
     "SSE",
     "AsPlanned",
     "Halting",
+    "Held",
     "Packets",
     "Silence",
     "chunk",
     "chunked",
     "cut",
+    "is_streamed",
     "kind_of",
 ]
 
@@ -98,6 +101,28 @@ class _HaltingExchange(faults.Exchange):
             await self.wait(self._go_on)
         self._has_sent = True
         await super().send(data)
+
+
+@dataclass(frozen=True)
+class Held(faults.Fault):
+    """The stream that was planned; after so many records it waits until a test lets it go on."""
+
+    go_on: threading.Event
+    records: int = 1
+
+    async def play(self, exchange: faults.Exchange) -> None:
+        sent = 0
+        async for record in exchange.records(exchange.plan()):
+            await exchange.send(record)
+            sent += 1
+            if sent == self.records:
+                await exchange.wait(self.go_on)
+        await exchange.send(LAST_CHUNK)
+
+
+def is_streamed(request: RecordedRequest) -> bool:
+    """Does a request of Ollama's own routes ask for a stream, by word or by silence?"""
+    return bool(request.json().get("stream", True))
 
 
 def kind_of(path: str) -> str:
