@@ -23,6 +23,8 @@ from tests.wire.shows import gateway, until
 
 pytestmark = pytest.mark.leaky
 
+# What a listing that waits for a vanished backend waits for at least: a connect that hangs. Seconds.
+HANGS_S = 1
 GOLDEN = ROOT / "tests" / "golden"
 
 
@@ -251,17 +253,20 @@ def test_a_dead_backends_models_leave_the_list_and_come_back(fakes: FakeFactory,
 def test_no_listing_waits_for_a_backend_that_vanished(fakes: FakeFactory, tmp_path: Path) -> None:
     good, hole = fakes("good", ["here"]), fakes("hole", ["there"])
     paths = ("/api/tags", "/v1/models", "/api/ps", "/api/version", "/")
-    with gateway([hole, good], tmp_path, CARAVAN_POLL_TIMEOUT="2", CARAVAN_CONNECT_TIMEOUT="1") as process:
+    times = {"CARAVAN_POLL_TIMEOUT": "2", "CARAVAN_CONNECT_TIMEOUT": str(HANGS_S)}
+    with gateway([hole, good], tmp_path, **times) as process:
         until(lambda: listed(process.url) == {"here:latest", "there:latest"}, "the union")
-        before = {path: median_s(process.url, path) for path in paths}
+        before = {path: slow_s(process.url, path) for path in paths}
         hole.black_hole()
-        during = {path: median_s(process.url, path) for path in paths}
+        during = {path: slow_s(process.url, path) for path in paths}
         for path in paths:
-            assert during[path] < max(10 * before[path], 0.05), (path, before, during)
+            # The rest is for a busy machine.
+            assert during[path] < max(10 * before[path], HANGS_S / 2), (path, before, during)
         until(lambda: listed(process.url) == {"here:latest"}, "marked down", 12.0)
 
 
-def median_s(url: str, path: str) -> float:
+def slow_s(url: str, path: str) -> float:
+    """What one of twenty takes longer than: a machine that stands still for once does so for one of them."""
     took = []
     with RawClient(url) as client:
         for _ in range(40):

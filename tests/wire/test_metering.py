@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -35,7 +36,8 @@ EMBEDDING = ("/api/embed", "/v1/embeddings")
 # How much a fake says in answers that nobody hears to their end.
 SPOKEN = 5
 # Rows are written every few seconds. Seconds.
-WRITTEN_S = 15.0
+WRITTEN_S = 30.0
+SEEDS = itertools.count()
 SECRET = "zebra-in-the-prompt"
 
 
@@ -157,7 +159,8 @@ def ask_one(site: Site, path: str, kind: str, stream: bool, tokens: int) -> int:
     if path in EMBEDDING:
         assert site.ask(path, {"model": model_of(path, kind), "input": "two words"}, "mixed").status == 200
         return 0
-    asked = question(path, model_of(path, kind), stream, options={"fake_tokens": tokens})
+    # Each has a seed of its own: by that it is known where it arrives.
+    asked = question(path, model_of(path, kind), stream, options={"fake_tokens": tokens, "seed": next(SEEDS)})
     if kind == "done":
         answer = site.ask(path, asked, "mixed")
         assert answer.status == 200
@@ -168,7 +171,7 @@ def ask_one(site: Site, path: str, kind: str, stream: bool, tokens: int) -> int:
         headers = {"Content-Type": "application/json", **bearer(site.keys["mixed"])}
         client.send_request("POST", path, body, headers)
         if kind == "late":
-            wait_asked(site, path, body)
+            wait_asked(site, path, asked["options"]["seed"])
             return 0
         head = client.read_head()
         got = b""
@@ -179,9 +182,10 @@ def ask_one(site: Site, path: str, kind: str, stream: bool, tokens: int) -> int:
         return spoken(path, got)
 
 
-def wait_asked(site: Site, path: str, body: bytes) -> None:
-    model = json.loads(body)["model"].encode()
-    until(lambda: any(model in request.body for fake in site.fakes for request in fake.requests_for(path)), "asked")
+def wait_asked(site: Site, path: str, seed: int) -> None:
+    """Wait until a backend works on this very request."""
+    mark = b'"seed":%d}' % seed
+    until(lambda: any(mark in request.body for fake in site.fakes for request in fake.requests_for(path)), "asked")
 
 
 TOKEN = {
