@@ -18,8 +18,10 @@ from conformance.fakes import faults
 from conformance.fakes.faults import Fault
 from conformance.fakes.http import CutOff, RawClient, RawResponse, fetch
 from conformance.fakes.ollama import FakeModel, FakeOllama
+from tests.fakes.procs import is_alive
 from tests.fakes.redis import PrivateRedis
-from tests.product import INFERENCE, NO_BREAKER, STREAMING, Stand, backends_of, question, served, stand
+from tests.product import INFERENCE, NO_BREAKER, PATIENT, STREAMING, Stand, backends_of, question, served, stand
+from tests.wire.scripted import Held, is_streamed
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -394,7 +396,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, redis_server: PrivateRedis) -
     """Two workers, a Redis, and three equal backends."""
     redis_server.flush()
     folder, equal = tmp_path_factory.mktemp("pair"), {"priority": 0}
-    with stand(folder, "abc", redis_url=redis_server.url, backends=equal, WEB_CONCURRENCY="2") as made:
+    changes = {"WEB_CONCURRENCY": "2", **PATIENT}
+    with stand(folder, "abc", redis_url=redis_server.url, backends=equal, **changes) as made:
         yield made
 
 
@@ -420,7 +423,7 @@ def fill_evenly(site: Stand, total: int) -> None:
 
 
 def wait_total(site: Stand, total: int) -> None:
-    site.process.wait_until(lambda: sum(site.counts(CHAT)) >= total, f"{total} requests have arrived", 5)
+    site.process.wait_until(lambda: sum(site.counts(CHAT)) >= total, f"{total} requests have arrived")
 
 
 def test_equal_backends_share_without_redis_too(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -486,9 +489,7 @@ def clouds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         made = stack.enter_context(served([a, b], tmp_path_factory.mktemp("clouds"), **NO_BREAKER))
         for fake in (a, b):
             fake.wait_for("/api/status", 2)
-        made.process.wait_until(
-            lambda: made.post(CHAT, question(CHAT, "big:cloud")).status == 200, "b is the cloud's", 5
-        )
+        made.process.wait_until(lambda: made.post(CHAT, question(CHAT, "big:cloud")).status == 200, "b is the cloud's")
         yield made
 
 
@@ -521,9 +522,7 @@ def no_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         a = stack.enter_context(FakeOllama("a", ["tiny", "only-a"], cloud_disabled=True))
         made = stack.enter_context(served([a], tmp_path_factory.mktemp("no-cloud")))
         path = "/v1/chat/completions"
-        made.process.wait_until(
-            lambda: made.post(path, question(path, "x:cloud")).status == 403, "its status is known", 5
-        )
+        made.process.wait_until(lambda: made.post(path, question(path, "x:cloud")).status == 403, "its status is known")
         a.forget_requests()
         yield made
 
@@ -533,12 +532,16 @@ def no_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 def test_a_killed_worker_takes_only_its_own_streams_and_others_serve_on(pair: Stand) -> None:
     pair.tidy()
+    go_on = threading.Event()
     for fake in pair.fakes:
-        fake.tokens, fake.token_delay_s = 150, 0.02
+        fake.fault(CHAT, Held(go_on), times=None, when=is_streamed)
     with ExitStack() as stack:
-        running = [stream_on(worker, pair, stack) for worker in pair.process.workers]
-        pair.process.workers[0].kill()
+        workers = pair.process.workers
+        running = [stream_on(worker, pair, stack) for worker in workers]
+        workers[0].kill()
+        pair.process.wait_until(lambda: not is_alive(workers[0]), "it takes no connection any more")
         assert pair.post(CHAT, question(CHAT, stream=False)).complete
+        go_on.set()
         assert [ended(client) for client in running] == ["cut", "complete"]
     pair.process.wait_every_worker()
     # What it was sending is given up at the backends too.

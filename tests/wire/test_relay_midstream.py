@@ -23,6 +23,8 @@ DEATHS = (faults.Rst, faults.Eof, faults.HalfChunk, faults.Garbage)
 NATIVE = ("/api/chat", "/api/generate")
 # Enough that an RST cannot overtake them: the fake pauses before it dies.
 TOKENS = 3
+# The longest that it takes until a backend is let go. Seconds; only a failure takes as long.
+GONE_S = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_a_messages_stream_ends_in_its_error_event(site: Stand, then: type[fault
 
 @pytest.mark.parametrize("path", STREAMING)
 def test_a_killed_backend_ends_a_stream_in_an_error_record(site: Stand, path: str) -> None:
-    site.fakes[0].token_delay_s = 0.05
+    site.fakes[0].fault(path, StreamThen(TOKENS, faults.Stall()))
     with site.client() as client:
         client.send_request("POST", path, json.dumps(question(path, stream=True)).encode())
         head = client.read_head()
@@ -133,7 +135,7 @@ def test_a_record_that_was_cut_is_closed_before_the_error_record(site: Stand, pa
 
 
 class HalfRecord(faults.Ending):
-    """A whole chunk with half a record, then EOF."""
+    """A whole chunk with half a record, in a packet of its own where there is time; then EOF."""
 
     async def play(self, exchange: faults.Exchange, answer: faults.Answer) -> None:
         await exchange.wait(0.02)
@@ -153,6 +155,9 @@ def test_an_error_record_of_the_backend_itself_is_passed_on_once(site: Stand, pa
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     times = {"CARAVAN_IDLE_TIMEOUT": "1", "CARAVAN_FIRST_BYTE_TIMEOUT": "1"}
     with stand(tmp_path_factory.mktemp("impatient"), **times) as made:
+        # On the one that is asked; for a model that has to be loaded the wait is longer.
+        made.fakes[0].load_model("tiny")
+        made.process.wait_until(lambda: made.process.get("/api/ps").json()["models"] != [], "tiny is loaded")
         yield made
 
 
@@ -161,7 +166,7 @@ def test_a_stream_that_falls_silent_ends_in_an_error_record(impatient: Stand) ->
     answer = impatient.post("/api/chat")
     assert answer.complete
     assert set(answer.lines()[-1]) == {"error"}
-    assert impatient.fakes[0].wait_for("/api/chat").client_gone.wait(5)
+    assert impatient.fakes[0].wait_for("/api/chat").client_gone.wait(GONE_S)
 
 
 def test_a_backend_that_never_begins_is_a_504_and_asked_alone(impatient: Stand) -> None:
@@ -171,7 +176,7 @@ def test_a_backend_that_never_begins_is_a_504_and_asked_alone(impatient: Stand) 
     assert answer.status == 504
     assert set(answer.json()) == {"error"}
     assert impatient.counts("/api/chat") == [1, 0]
-    assert impatient.fakes[0].requests_for("/api/chat")[0].client_gone.wait(5)
+    assert impatient.fakes[0].requests_for("/api/chat")[0].client_gone.wait(GONE_S)
 
 
 # --- what the official clients make of it --------------------------------------------------------
