@@ -18,7 +18,7 @@ from conformance.fakes.models import derived_digest
 from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.procs import Process
 from tests.fakes.redis import PrivateRedis
-from tests.product import listed
+from tests.product import PATIENT, listed
 from tests.wire.shows import cache_of, change, digest_of, gateway, publish, show, shows, until
 
 # The backends and the gateway of this module live longer than a test, and so do their connections.
@@ -44,7 +44,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, redis_server: PrivateRedis) 
     with (
         FakeOllama("a", ["tiny"]) as a,
         FakeOllama("b", ["tiny"]) as b,
-        gateway([a, b], folder, redis_server.url, CARAVAN_HYDRATE_CONCURRENCY="0") as process,
+        gateway([a, b], folder, redis_server.url, CARAVAN_HYDRATE_CONCURRENCY="0", **PATIENT) as process,
     ):
         yield Stage(process, a, b, redis_server)
 
@@ -337,7 +337,7 @@ def test_documents_in_redis_outlive_the_registry(stage: Stage, tmp_path: Path) -
     """A new data directory (a dyno's disk is new at every start) in front of the Redis that was there before."""
     publish(stage.url, "survivor", stage.a)
     show(stage.url, "survivor")
-    changes = {"CARAVAN_HYDRATE_CONCURRENCY": "0"}
+    changes = {"CARAVAN_HYDRATE_CONCURRENCY": "0", **PATIENT}
     with gateway([stage.a, stage.b], tmp_path, stage.redis.url, **changes) as second:
         until(lambda: "survivor:latest" in listed(second.url), "the model is listed")
         assert cache_of(show(second.url, "survivor")) == "hit"
