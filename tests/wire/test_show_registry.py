@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 from conformance.fakes.http import fetch
 from tests.conftest import FakeFactory
 from tests.fakes import procs
@@ -52,6 +54,7 @@ def slowest_s(process: Process) -> float:
     return max(took)
 
 
+@pytest.mark.alone
 def test_a_lock_delays_no_request(fakes: FakeFactory, tmp_path: Path) -> None:
     fake = fakes()
     with gateway([fake], tmp_path) as process:
@@ -62,6 +65,7 @@ def test_a_lock_delays_no_request(fakes: FakeFactory, tmp_path: Path) -> None:
         until(lambda: "meanwhile:latest" in listed(process.url), "learned after the lock")
 
 
+@pytest.mark.alone
 def test_a_server_that_starts_during_a_lock_serves_in_time(fakes: FakeFactory, tmp_path: Path) -> None:
     fake = fakes()
     with gateway([fake], tmp_path):
