@@ -6,6 +6,7 @@ The test's own process takes part as one more worker does, one that has no reque
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -25,7 +26,7 @@ from proxy_app.services.running import Runs
 from proxy_app.store.redis import RedisGate
 from proxy_app.store.running import RunningBoard
 from tests.fakes.redis import PrivateRedis
-from tests.product import NO_BREAKER, STREAMING, Stand, question, stand
+from tests.product import NO_BREAKER, PATIENT, STREAMING, Stand, question, stand
 from tests.wire.scripted import CHUNKED, JSON_UTF8, Packets, Silence, chunk, chunked
 from tests.wire.shows import until
 
@@ -38,6 +39,8 @@ MIB = 1 << 20
 # From the word of an operator in another worker to the end of a backend's work: half a second to hear of it, and the
 # rest for a busy machine.
 LATE_S = 2.0
+# Where no time is promised: only a failure takes as long.
+GONE_S = 15.0
 PREFIX = "traffic"
 
 
@@ -76,10 +79,10 @@ class Site:
 
 @contextmanager
 def operated(url: str, folder: Path, **changes: Any) -> Iterator[Site]:
-    workers = {"WEB_CONCURRENCY": "2", "CARAVAN_REDIS_PREFIX": PREFIX, **NO_BREAKER, **changes}
+    workers = {"WEB_CONCURRENCY": "2", "CARAVAN_REDIS_PREFIX": PREFIX, **NO_BREAKER, **PATIENT, **changes}
     with (
         stand(folder, redis_url=url, **workers) as made,
-        closing(RedisGate(url, folder / "none", 1.0)) as gate,
+        closing(RedisGate(url, folder / "none", 10.0)) as gate,
     ):
         traffic = Traffic(InFlight(Runs(), RunningBoard(gate, PREFIX)), folder / "data")
         traffic.start()
@@ -139,16 +142,30 @@ def test_a_request_without_an_answer_yet_has_no_tokens(site: Site) -> None:
 # -- ending ---------------------------------------------------------------------------------------------
 
 
-def cancelled(site: Site) -> float:
+def cancel(site: Site) -> float:
     """End the one request that runs, from outside of its worker; returns how long its backend went on, in seconds."""
     run = site.the_one()
     request = site.stand.fakes[0].requests_for(run.route)[-1]
     said_s = time.monotonic()
     assert not request.client_gone.is_set()
-    assert site.traffic.cancel(run.id)
-    assert request.client_gone.wait(5), "the backend goes on"
+    # An operator is told where the worker did not take notice in time, and says it again.
+    until(lambda: site.traffic.cancel(run.id) or request.client_gone.is_set(), "it is ended")
+    assert request.client_gone.wait(GONE_S), "the backend goes on"
     assert request.gone_after_s is not None
     return request.at + request.gone_after_s - said_s
+
+
+@pytest.mark.alone
+def test_an_operator_is_heard_in_time_whichever_worker_has_the_request(site: Site) -> None:
+    for worker in site.stand.process.workers:
+        site.stand.fakes[0].forget_requests()
+        site.stand.fakes[0].fault(CHAT, faults.StallBeforeHeaders())
+        with site.stand.client() as client:
+            with site.stand.process.only(worker):
+                send(client)
+                site.stand.fakes[0].wait_for(CHAT)
+            assert cancel(site) < LATE_S
+        site.running(0)
 
 
 @pytest.mark.parametrize("path", STREAMING)
@@ -159,7 +176,7 @@ def test_a_stream_that_is_ended_says_so_and_frees_its_backend(site: Site, path: 
         head = client.read_head()
         pieces = client.iter_body(head)
         assert next(pieces)
-        assert cancelled(site) < LATE_S
+        cancel(site)
         rest = b"".join(pieces)
     last = rest.strip().splitlines()[-1]
     assert TOLD.encode() in last
@@ -174,7 +191,7 @@ def test_a_request_that_waits_is_a_503_in_its_dialect(site: Site, path: str, str
     site.stand.fakes[0].fault(path, faults.StallBeforeHeaders())
     with site.stand.client() as client:
         send(client, path, stream=stream)
-        assert cancelled(site) < LATE_S
+        cancel(site)
         answer = client.read_response()
         assert answer.status == 503
         error = answer.json()["error"]
@@ -214,7 +231,7 @@ def test_no_stage_looks_like_a_whole_answer(site: Site, stage: str, version: str
             assert head.status == 200
             pieces = client.iter_body(head)
             assert next(pieces)
-        assert cancelled(site) < LATE_S
+        cancel(site)
         if not has_begun:
             assert client.read_response().status == 503
         else:
@@ -248,8 +265,8 @@ def test_a_client_that_reads_nothing_keeps_no_backend(site: Site, version: str) 
             time.sleep(0.6)
             return 1000 < counts[-2] == counts[-1]
 
-        until(is_stuck, "its client has no room left", deadline_s=20)
-        assert cancelled(site) < LATE_S
+        until(is_stuck, "its client has no room left", deadline_s=60)
+        cancel(site)
         head = client.read_head()
         assert is_honest(head, client.iter_body(head))
     assert site.finished(name).outcome == "cancelled"
@@ -264,7 +281,7 @@ def test_ids_of_clients_do_not_matter(site: Site) -> None:
         first, second = site.running(2)
         assert first.id != second.id
         assert not site.traffic.cancel("same")
-        assert site.traffic.cancel(first.id)
+        until(lambda: site.traffic.cancel(first.id), "it is ended")
         assert [run.id for run in site.running(1)] == [second.id]
         assert not site.traffic.cancel(first.id), "it is over"
 
@@ -273,9 +290,9 @@ def test_nothing_is_left_in_redis(site: Site, redis_server: PrivateRedis) -> Non
     site.stand.fakes[0].fault(CHAT, faults.StallBeforeHeaders())
     with site.stand.client() as client:
         send(client)
-        assert cancelled(site) < LATE_S
+        cancel(site)
     with redis.Redis.from_url(redis_server.url) as direct:
-        until(lambda: not direct.keys("*running*"), "all of it has faded", deadline_s=15)
+        until(lambda: not direct.keys("*running*"), "all of it has faded", deadline_s=30)
 
 
 @pytest.fixture(scope="module")
@@ -290,17 +307,17 @@ def test_behind_a_heartbeat_it_ends_in_an_error_record(beating: Site, path: str,
     beating.stand.tidy()
     beating.running(0)
     fake = beating.stand.fakes[0]
-    if has_answer:
-        fake.first_token_delay_s, fake.tokens, fake.token_delay_s = 1.0, 10_000, 0.02
-    else:
-        fake.fault(path, faults.StallBeforeHeaders())
+    answer = threading.Event()
+    fake.tokens, fake.token_delay_s = 10_000, 0.02
+    fake.fault(path, faults.StallBeforeHeaders(answer))
     with beating.stand.client() as client:
         send(client, path, stream=True)
         pieces = client.iter_body(client.read_head())
-        assert next(pieces)
+        assert next(pieces), "what comes without an answer is a heartbeat"
         if has_answer:
+            answer.set()
             until(lambda: beating.the_one().tokens > 2, "it answers")
-        assert cancelled(beating) < LATE_S
+        cancel(beating)
         last = b"".join(pieces).strip().splitlines()[-1]
     assert TOLD.encode() in last
     assert beating.stand.counts(path) == [1, 0]
@@ -313,7 +330,7 @@ def test_what_a_heartbeat_began_as_json_ends_in_a_cut(beating: Site) -> None:
     with beating.stand.client() as client:
         send(client, stream=False)
         head = client.read_head()
-        assert cancelled(beating) < LATE_S
+        cancel(beating)
         with pytest.raises(CutOff):
             list(client.iter_body(head))
     beating.running(0)
@@ -376,7 +393,7 @@ def test_the_way_a_request_ended_is_explained(site: Site) -> None:
     site.running(0)
     with site.stand.client() as client:
         send(client, request_id="ended")
-        cancelled(site)
+        cancel(site)
     told = {name: site.finished(name).explanation for name in ("unknown", "cut", "left", "ended")}
     assert told == {
         "unknown": "nobody hosts the model",
