@@ -24,7 +24,6 @@ __all__ = [
     "SSE",
     "AsPlanned",
     "Halting",
-    "Held",
     "Packets",
     "Silence",
     "chunk",
@@ -101,23 +100,6 @@ class _HaltingExchange(faults.Exchange):
             await self.wait(self._go_on)
         self._has_sent = True
         await super().send(data)
-
-
-@dataclass(frozen=True)
-class Held(faults.Fault):
-    """The stream that was planned; after so many records it waits until a test lets it go on."""
-
-    go_on: threading.Event
-    records: int = 1
-
-    async def play(self, exchange: faults.Exchange) -> None:
-        sent = 0
-        async for record in exchange.records(exchange.plan()):
-            await exchange.send(record)
-            sent += 1
-            if sent == self.records:
-                await exchange.wait(self.go_on)
-        await exchange.send(LAST_CHUNK)
 
 
 def is_streamed(request: RecordedRequest) -> bool:

@@ -35,7 +35,7 @@ from tests.fakes.procs import Process
 from tests.fakes.redis import PrivateRedis, find_redis_server
 from tests.keys import bearer, new_key
 from tests.product import INFERENCE, NO_BREAKER, PATIENT, question
-from tests.wire.scripted import Held, is_streamed
+from tests.wire.scripted import AsPlanned, Halting, is_streamed
 from tests.wire.shows import gateway, until
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
@@ -77,7 +77,7 @@ class Site:
     def held(self) -> Iterator[threading.Event]:
         """Streams stand still after their first record, until the event is set."""
         go_on = threading.Event()
-        rules = [fake.fault(CHAT, Held(go_on), times=None, when=is_streamed) for fake in self.fakes]
+        rules = [fake.fault(CHAT, Halting(AsPlanned(), go_on), times=None, when=is_streamed) for fake in self.fakes]
         try:
             yield go_on
         finally:
