@@ -21,7 +21,7 @@ from conformance.fakes.ollama import FakeModel, FakeOllama
 from tests.fakes.procs import is_alive
 from tests.fakes.redis import PrivateRedis
 from tests.product import INFERENCE, NO_BREAKER, PATIENT, STREAMING, Stand, backends_of, question, served, stand
-from tests.wire.scripted import Held, is_streamed
+from tests.wire.scripted import AsPlanned, Halting, is_streamed
 
 # The fakes live as long as the module, and with them the connections that Caravan keeps to them.
 pytestmark = pytest.mark.leaky
@@ -534,7 +534,7 @@ def test_a_killed_worker_takes_only_its_own_streams_and_others_serve_on(pair: St
     pair.tidy()
     go_on = threading.Event()
     for fake in pair.fakes:
-        fake.fault(CHAT, Held(go_on), times=None, when=is_streamed)
+        fake.fault(CHAT, Halting(AsPlanned(), go_on), times=None, when=is_streamed)
     with ExitStack() as stack:
         workers = pair.process.workers
         running = [stream_on(worker, pair, stack) for worker in workers]
