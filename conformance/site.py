@@ -26,7 +26,7 @@ V1_CHAT = "/v1/chat/completions"
 # In this header and in the question's text; one of them survives most of what can become of a request.
 MARK = "X-Conformance-Row"
 # Longest wait in seconds for anything that has no time of its own in its promise.
-PATIENCE_S = 5.0
+PATIENCE_S = 10.0
 # How often something is looked at again that nothing tells about, in seconds.
 LOOK_S = 0.01
 _numbers = itertools.count(1)

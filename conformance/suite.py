@@ -18,7 +18,7 @@ from conformance.site import MODEL, ONLY, Site
 # Pause in seconds between two looks at a gateway that is not ready.
 LOOK_S = 0.05
 # What is in flight so long in seconds after its row nobody waits for any more.
-IDLE_S = 0.5
+IDLE_S = 2.0
 # Enough questions to see both backends of a gateway that takes turns or throws dice (1 in 2,000 misses one).
 TURNS = 12
 NOT_SETTLED = "the gateway did not use both backends again, in all its patience"
@@ -82,8 +82,9 @@ class Suite:
         """
         if not answers(self.site()):
             return False
-        ways = (way for way in (knows_models, takes_turns) if way(self.site()))
-        self._both_in_use = next(ways, None)
+        # In this order: a gateway that has learned of the second backend between the two looks knows its models then.
+        turns, knows = takes_turns(self.site()), knows_models(self.site())
+        self._both_in_use = knows_models if knows else takes_turns if turns else None
         return self._both_in_use is not None
 
     def _last_word(self) -> str:

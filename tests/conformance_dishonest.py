@@ -185,9 +185,10 @@ class Gateway:
             if not seen and piece.startswith(b"HTTP/1.1 503") and not is_last:
                 return False
             seen += piece
+            # Before the client has all of it, and asks the next question.
+            self._keep_cookie(seen)
             if "gathers" not in self.lies:
                 client.sendall(piece)
-        self._keep_cookie(seen)
         if "gathers" in self.lies:
             client.sendall(seen)
         if seen and b"chunked" in seen and not seen.endswith(LAST_CHUNK):

@@ -113,7 +113,7 @@ class NaiveGateway(ThreadingHTTPServer):
         error: BaseException | None = None,
         trace: TracebackType | None = None,
     ) -> None:
-        for sock in self._open:
+        for sock in list(self._open):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         self.shutdown()

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 # Safety net in seconds for a raw handler: a test that forgets to end it fails instead of hanging.
-JOIN_DEADLINE_S = 5.0
+JOIN_DEADLINE_S = 15.0
 # A connect to loopback that has not completed after this many seconds met a full backlog.
 PLUG_WAIT_S = 0.05
 # Where urllib3's own tests look for a host that never answers (TEST-NET-1 is not routed).

@@ -24,12 +24,12 @@ from conformance.judge import check_good, check_honest, has_error, is_good
 from conformance.row import Group, check
 from conformance.rows.fidelity import LAST
 from conformance.scripts import HalfBody, Later, Raw
-from conformance.site import CHAT, V1_CHAT, Site, says_close, told
+from conformance.site import CHAT, PATIENCE_S, V1_CHAT, Site, says_close, told
 
 GROUP = Group("endings", "Answers that break off")
 TOKENS = 2
 # How long in seconds a gateway may hold back the beginning of a stream until the suite goes on without.
-BEGIN_S = 2.0
+BEGIN_S = 5.0
 Begun = Callable[[], None]
 # A gateway waits for a silent backend as long as it likes; the suite looks at it for this long, in seconds.
 STALL_LOOK_S = 1.0
@@ -170,8 +170,10 @@ def killed_backend(site: Site) -> None:
 def stalled_stream(site: Site) -> None:
     """A stream that falls silent is left open, or ended visibly; it is not asked again."""
     site.always(StreamThen(TOKENS, Stall))
-    with site.client(STALL_LOOK_S) as client:
+    with site.client() as client:
         site.send(client)
+        site.wait_asked()
+        client.sock.settimeout(STALL_LOOK_S)
         with suppress(TimeoutError, CutOff):
             check_honest(site, client.read_response())
     check_asked_once(site)
@@ -259,4 +261,4 @@ def cut_connection_is_closed(site: Site) -> None:
         if answer.complete:
             check(has_error(answer.body), f"a complete-looking answer: {told(answer)}")
         else:
-            check(client.closed_by_peer(2.0), "the connection stayed open")
+            check(client.closed_by_peer(PATIENCE_S), "the connection stayed open")

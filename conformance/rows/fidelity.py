@@ -12,9 +12,9 @@ from conformance.fakes.faults import Status
 from conformance.fakes.http import RawClient, RawResponse
 from conformance.fakes.wire import LAST_CHUNK, chunk, head_bytes
 from conformance.judge import check_good, is_good
-from conformance.row import Group, check
+from conformance.row import TRIES, Group, check, check_in_time
 from conformance.scripts import Pieces, Raw
-from conformance.site import MODEL, V1_CHAT, Site, says_close, told
+from conformance.site import MODEL, PATIENCE_S, V1_CHAT, Site, says_close, told
 
 GROUP = Group("fidelity", "Answers and questions arrive as they were sent")
 
@@ -28,6 +28,10 @@ EVENTS = [b": a comment\n\n", EVENT, b"event: other\nid: 7\n" + EVENT, b"data: [
 # Above this a reader sees the words come in jerks.
 LAG_S = 0.150
 BIG_BODY = 8 << 20
+# Longest time in seconds until a client hears that it may send its body.
+CONTINUE_S = 1.0
+# Until this many seconds are over, a first token may come.
+FIRST_S = 5.0
 
 
 def check_same(answer: RawResponse, wanted: bytes) -> None:
@@ -91,7 +95,7 @@ def first_piece_at_once(site: Site) -> None:
     """The first token arrives while the backend has not made the second one."""
     gate = threading.Event()
     site.strike(Pieces([LINE, LAST], gate=gate))
-    with site.client(2.0) as client:
+    with site.client(FIRST_S) as client:
         site.send(client)
         try:
             answer = client.read_head()
@@ -106,6 +110,11 @@ def first_piece_at_once(site: Site) -> None:
 @GROUP.row
 def lag_of_a_piece(site: Site) -> None:
     """A token is passed on within 150 ms (the median of 8)."""
+    check_in_time(LAG_S, lambda: lag_of_a_stream(site))
+
+
+def lag_of_a_stream(site: Site) -> float:
+    """The median time in seconds between the backend's sending of a token and its coming to the client."""
     script = Pieces([LINE] * 8 + [LAST], pause_s=0.06)
     site.strike(script)
     arrived: list[float] = []
@@ -114,8 +123,7 @@ def lag_of_a_piece(site: Site) -> None:
         answer = client.read_head()
         for piece in client.iter_body(answer):
             arrived += [time.monotonic()] * piece.count(b"\n")
-    lag_s = statistics.median(got - sent for got, sent in zip(arrived, script.sent_at, strict=False))
-    check(lag_s < LAG_S, f"it took {lag_s * 1000:.0f} ms")
+    return statistics.median(got - sent for got, sent in zip(arrived, script.sent_at, strict=False))
 
 
 @GROUP.row
@@ -247,16 +255,20 @@ def expect_continue(site: Site) -> None:
     """`Expect: 100-continue` gets its 100 within a second, and the body arrives once."""
     body = site.body()
     head = site.raw_head(["Content-Type: application/json", f"Content-Length: {len(body)}", "Expect: 100-continue"])
-    with site.client(1.0) as client:
-        client.send(head)
-        try:
-            interim = client.read_until(b"\r\n\r\n")
-        except TimeoutError:
-            interim = b"nothing"
-        check(interim.startswith(b"HTTP/1.1 100 "), f"there came {interim[:40]!r}")
-        client.sock.settimeout(5)
-        client.send(body)
-        check_good(site, client.read_response())
+    for _ in range(TRIES):
+        with site.client(CONTINUE_S) as client:
+            client.send(head)
+            try:
+                interim = client.read_until(b"\r\n\r\n")
+            except TimeoutError:
+                interim = b"nothing"
+                continue
+            check(interim.startswith(b"HTTP/1.1 100 "), f"there came {interim[:40]!r}")
+            client.sock.settimeout(PATIENCE_S)
+            client.send(body)
+            check_good(site, client.read_response())
+            break
+    check(interim != b"nothing", f"there came {interim[:40]!r}")
     check([request.body for request in site.asked()] == [body], "the body did not arrive once")
 
 

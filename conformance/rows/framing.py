@@ -13,7 +13,7 @@ from conformance.site import Site, says_close, told
 GROUP = Group("framing", "Requests with ambiguous or broken framing")
 CHUNKED = "Transfer-Encoding: chunked"
 # How long in seconds a refusal may take.
-REFUSAL_S = 3.0
+REFUSAL_S = 8.0
 
 
 def chunks(body: bytes) -> bytes:

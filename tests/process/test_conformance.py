@@ -103,7 +103,7 @@ def test_every_row_says_what_it_promises_and_has_a_name_of_its_own() -> None:
 def red_rows(rows: set[str], gateway: Callable[[list[int]], AbstractContextManager[Any]]) -> dict[str, str]:
     """Run rows against a gateway with a URL; what was not kept, and what happened instead."""
     with backend("a") as a, backend("b") as b, gateway([a.port, b.port]) as running:
-        suite = Suite(running.url, (a, b), patience_s=5.0)
+        suite = Suite(running.url, (a, b), patience_s=15.0)
         suite.wait_ready(0.5)
         verdicts = suite.run(chosen(sorted(rows)))
     assert {verdict.row.id for verdict in verdicts} == rows
