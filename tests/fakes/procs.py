@@ -26,8 +26,8 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # Deadlines in seconds, generous: they bound a failure, a healthy process needs a fraction.
-READY_S = 20.0
-EXIT_S = 15.0
+READY_S = 40.0
+EXIT_S = 30.0
 POLL_S = 0.02
 # Output shown with a failure, in characters.
 TAIL = 6000
