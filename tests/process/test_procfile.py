@@ -29,14 +29,14 @@ def env(tmp_path: Path, redis_url: str, fakes: FakeFactory) -> dict[str, str]:
 
 
 def listed(url: str) -> set[str]:
-    models = requests.get(f"{url}/api/tags", timeout=5).json()["models"]
+    models = requests.get(f"{url}/api/tags", timeout=15).json()["models"]
     return {model["name"] for model in models}
 
 
 def answers_chat(url: str, model: str) -> bool:
     messages = [{"role": "user", "content": "hi"}]
     body = {"model": model, "messages": messages, "stream": False}
-    answer = requests.post(f"{url}/api/chat", json=body, timeout=10)
+    answer = requests.post(f"{url}/api/chat", json=body, timeout=15)
     return answer.status_code == 200 and answer.json()["done"] is True
 
 

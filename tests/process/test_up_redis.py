@@ -126,7 +126,7 @@ def test_redis_url_is_used_and_no_other_redis_is_started(
     with up({**fleet_of([ollama]), "REDIS_URL": redis_url}, tmp_path) as caravan:
         caravan.wait_ready()
         caravan.wait_until(lambda: shown(caravan) == "hit", "a cached document")
-        assert redis_server.command("DBSIZE") != b":0\r\n"
+        caravan.wait_until(lambda: redis_server.command("DBSIZE") != b":0\r\n", "it was used")
         assert not caravan.named("redis-server")
         assert socket_files(tmp_path / "data") == []
 
@@ -160,7 +160,8 @@ def runtime_dir() -> Iterator[Path]:
 @pytest.fixture
 def long_env(tmp_path: Path, ollama: FakeOllama, runtime_dir: Path) -> dict[str, str]:
     data = tmp_path / ("x" * 60) / ("y" * 60)
-    return {**fleet_of([ollama]), "DATA_DIR": str(data), "XDG_RUNTIME_DIR": str(runtime_dir)}
+    env = {"DATA_DIR": str(data), "XDG_RUNTIME_DIR": str(runtime_dir), "CARAVAN_REDIS_TIMEOUT": "5"}
+    return {**fleet_of([ollama]), **env}
 
 
 def test_where_data_dir_is_too_long_for_a_socket_a_short_private_folder_is_used(

@@ -120,7 +120,7 @@ def test_an_upload_that_is_cut_short_never_arrives_as_whole(far: tuple[procs.Pro
         client.send((b"%x\r\n" % (4 * BLOCK) if chunked else b"") + block(0))
         arriving = made.next_upload()
         assert not arriving.over.is_set()
-    assert arriving.over.wait(5), "the backend still waits for the rest"
+    assert arriving.over.wait(PATIENCE_S), "the backend still waits for the rest"
     assert not arriving.is_whole
 
 
@@ -134,7 +134,7 @@ def test_a_client_that_is_still_there_hears_that_its_upload_was_short(far: tuple
         answer = client.read_response()
     assert answer.status == 400
     assert "shorter" in answer.json()["error"]
-    assert arriving.over.wait(5)
+    assert arriving.over.wait(PATIENCE_S)
     assert not arriving.is_whole
 
 
@@ -150,7 +150,7 @@ def test_an_early_refusal_reaches_the_client_before_it_has_sent_all(tmp_path: Pa
         client.sock.settimeout(PATIENCE_S)
         answer = client.read_response()
         # A connection in the middle of a request is used no more, on either side.
-        assert made.next_upload().left.wait(5)
+        assert made.next_upload().left.wait(PATIENCE_S)
         assert client.closed_by_peer(PATIENCE_S)
     assert (answer.status, answer.json()) == (413, {"error": "too large for me"})
 
