@@ -15,13 +15,15 @@ import pytest
 import requests
 
 from conformance.fakes.faults import Stall, StallBeforeHeaders, StreamThen
-from conformance.fakes.http import fetch
+from conformance.fakes.http import RawClient, encode_json, fetch
 from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import ROOT, Process, free_port, gunicorn
 from tests.process.checkout import checkout_view
 
 MODEL = "llama3.2:1b"
 MIB = 1 << 20
+# Until the backend has heard that nobody waits any more, in seconds.
+GONE_S = 15.0
 # Debian puts it where only root's PATH looks.
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
 
@@ -117,7 +119,7 @@ def test_the_first_token_comes_before_the_second_is_there(
     with client.post(f"{gateway}/api/chat", json=chat("hi"), stream=True, timeout=10) as answer:
         assert answer.status_code == 200
         assert json.loads(next(answer.iter_lines(chunk_size=None)))["done"] is False
-    assert ollama.wait_for("/api/chat").client_gone.wait(5), "the backend went on writing"
+    assert ollama.wait_for("/api/chat").client_gone.wait(GONE_S), "the backend went on writing"
 
 
 def test_a_whole_stream_comes_through(gateway: str, ollama: FakeOllama, client: requests.Session) -> None:
@@ -134,13 +136,12 @@ def test_a_body_of_20_mb_arrives_whole(gateway: str, ollama: FakeOllama, client:
     assert ollama.wait_for("/api/chat").body == body
 
 
-def test_a_client_that_leaves_before_the_first_token_ends_the_generation(
-    gateway: str, ollama: FakeOllama, client: requests.Session
-) -> None:
+def test_a_client_that_leaves_before_the_first_token_ends_the_generation(gateway: str, ollama: FakeOllama) -> None:
     ollama.fault("/api/chat", StallBeforeHeaders())
-    with pytest.raises(requests.ReadTimeout):
-        client.post(f"{gateway}/api/chat", json=chat("hi"), timeout=(5, 0.5))
-    assert ollama.wait_for("/api/chat").client_gone.wait(5), "the backend went on writing"
+    with RawClient(gateway) as client:
+        client.send_request("POST", "/api/chat", encode_json(chat("hi")), {"Content-Type": "application/json"})
+        asked = ollama.wait_for("/api/chat")
+    assert asked.client_gone.wait(GONE_S), "the backend went on writing"
 
 
 def test_caravans_own_refusal_of_a_too_big_body_passes(gateway: str, client: requests.Session) -> None:
