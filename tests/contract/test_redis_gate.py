@@ -17,9 +17,12 @@ from proxy_app.store.redis import FAILURES_TO_OPEN, SOCKET_PATH_MAX, RedisGate, 
 from tests.fakes.redis import PrivateRedis
 from tests.wire.shows import until
 
-BUDGET_S = 0.1
+# Where Redis is not paused, no call may be late: a good one that a busy machine holds up for a moment stays a good one.
+BUDGET_S = 10.0
+# Where it is paused, each call costs that much.
+PAUSED_S = 1.0
 # What a busy machine may add, in seconds.
-LATE_S = 2.0
+LATE_S = 4.0
 
 
 @pytest.fixture
@@ -47,18 +50,25 @@ def test_calls_go_through_while_redis_is_well(own: PrivateRedis, tmp_path: Path)
 
 
 def test_a_paused_redis_costs_its_budget_a_few_times_and_then_nothing(own: PrivateRedis, tmp_path: Path) -> None:
-    with closing(RedisGate(own.url, tmp_path / "none", BUDGET_S)) as gate:
-        gate.run(ping)
+    with closing(RedisGate(own.url, tmp_path / "none", PAUSED_S)) as gate:
+        until(lambda: answers(gate), "a good call")
         os.kill(own.pid, signal.SIGSTOP)
         try:
             first = [away(gate) for _ in range(FAILURES_TO_OPEN)]
-            assert max(first) < BUDGET_S + LATE_S
+            assert max(first) < PAUSED_S + LATE_S
             assert gate.is_away
-            assert sum(away(gate) for _ in range(100)) < 20 * BUDGET_S, "none of them asks"
+            assert sum(away(gate) for _ in range(100)) < 20 * PAUSED_S, "none of them asks"
         finally:
             os.kill(own.pid, signal.SIGCONT)
         until(lambda: not gate.is_away, "Redis is back")
-        assert gate.run(ping) is True
+        until(lambda: answers(gate), "a good call")
+
+
+def answers(gate: RedisGate) -> bool:
+    try:
+        return bool(gate.run(ping))
+    except CacheAway:
+        return False
 
 
 def test_a_dead_redis_is_noticed_and_found_again(own: PrivateRedis, tmp_path: Path) -> None:
@@ -84,7 +94,8 @@ def test_a_redis_that_answers_with_errors_is_there(own: PrivateRedis, tmp_path: 
 
 
 def test_failures_have_to_follow_each_other(own: PrivateRedis, tmp_path: Path) -> None:
-    with closing(RedisGate(own.url, tmp_path / "none", BUDGET_S)) as gate:
+    # A good call may take its time on a busy machine: it would be one more failure.
+    with closing(RedisGate(own.url, tmp_path / "none", 1.5 * PAUSED_S)) as gate:
         for _ in range(3):
             os.kill(own.pid, signal.SIGSTOP)
             try:
@@ -92,15 +103,9 @@ def test_failures_have_to_follow_each_other(own: PrivateRedis, tmp_path: Path) -
                     away(gate)
             finally:
                 os.kill(own.pid, signal.SIGCONT)
-            until(lambda: answers(gate), "a good call")
+            assert own.command("PING").startswith(b"+PONG")
+            assert gate.run(ping) is True
         assert not gate.is_away
-
-
-def answers(gate: RedisGate) -> bool:
-    try:
-        return bool(gate.run(ping))
-    except CacheAway:
-        return False
 
 
 def test_slow_big_values_say_nothing_about_redis(own: PrivateRedis, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ KEYS = "{test}:running*"
 
 @pytest.fixture
 def board(redis_url: str, tmp_path: Path) -> Iterator[RunningBoard]:
-    with closing(RedisGate(redis_url, tmp_path / "none", 1.0)) as gate:
+    with closing(RedisGate(redis_url, tmp_path / "none", 10.0)) as gate:
         yield RunningBoard(gate, "test")
 
 

@@ -197,7 +197,11 @@ def test_the_errors_of_a_chart_are_the_fleets(book: TrafficBook, store: TrafficS
     assert all(not any(sums.waits) for sums in store.steps(0, 60).values())
 
 
-def test_a_registry_that_is_locked_loses_nothing(book: TrafficBook, store: TrafficStore, registry: Registry) -> None:
+def test_a_registry_that_is_locked_loses_nothing(
+    book: TrafficBook, store: TrafficStore, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What came back is to be seen before it is on its way again.
+    monkeypatch.setattr(traffic_module, "WRITE_S", 0.5)
     with closing(sqlite3.connect(registry.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         book.note(run_of(), Spent())

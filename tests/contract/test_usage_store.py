@@ -106,7 +106,11 @@ def test_a_model_that_nobody_holds_is_not_stored(book: UsageBook, store: UsageSt
     assert tallies(store) == {("k", "", ""): Tally(1, 1)}
 
 
-def test_a_registry_that_is_locked_loses_nothing(book: UsageBook, store: UsageStore, registry: Registry) -> None:
+def test_a_registry_that_is_locked_loses_nothing(
+    book: UsageBook, store: UsageStore, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What came back is to be seen before it is on its way again.
+    monkeypatch.setattr(usage_module, "WRITE_S", 0.5)
     with closing(sqlite3.connect(registry.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         for number in range(50):

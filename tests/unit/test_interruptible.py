@@ -20,7 +20,7 @@ def waited(waiting: Interruptible, begun: Event, until: Event) -> str:
     try:
         with waiting.exposed():
             begun.set()
-            until.wait(5)
+            until.wait(15)
     except Interrupted as exc:
         return exc.outcome
     return "over"
@@ -29,10 +29,10 @@ def waited(waiting: Interruptible, begun: Event, until: Event) -> str:
 def test_what_waits_is_ended_at_once() -> None:
     waiting, begun = Interruptible(), Event()
     greenlet = gevent.spawn(waited, waiting, begun, Event())
-    begun.wait(5)
+    begun.wait(15)
     assert waiting.is_exposed
     waiting.interrupt(Cancelling())
-    assert greenlet.get(timeout=2) == "cancelled"
+    assert greenlet.get(timeout=20) == "cancelled"
     assert waiting.is_interrupted
     assert not waiting.is_exposed
 
@@ -61,18 +61,18 @@ def test_a_greenlet_that_has_gone_on_gets_nothing() -> None:
         return [first, "disturbed" if next_one.wait(0.05) else "calm"]
 
     greenlet = gevent.spawn(serve)
-    begun.wait(5)
+    begun.wait(15)
     # It is woken up before the throw is looked at.
     over.set()
     gevent.spawn(waiting.interrupt, Cancelling())
-    assert greenlet.get(timeout=2)[1] == "calm"
+    assert greenlet.get(timeout=20)[1] == "calm"
 
 
 def test_it_may_be_ended_by_another_thread() -> None:
     waiting, begun = Interruptible(), Event()
     greenlet = gevent.spawn(waited, waiting, begun, Event())
-    begun.wait(5)
+    begun.wait(15)
     thread = threading.Thread(target=waiting.interrupt, args=(Cancelling(),))
     thread.start()
-    assert greenlet.get(timeout=2) == "cancelled"
+    assert greenlet.get(timeout=20) == "cancelled"
     thread.join()
