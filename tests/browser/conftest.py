@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from http.cookies import SimpleCookie
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from conformance.fakes.ollama import FakeOllama
 from tests.admin import AdminSite, admin_site, fakes_of
@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium")
 # What the browser would ask others for ends in the browser, too.
 NO_OTHER_HOST = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
 # How long anything may take that a test waits for, in milliseconds; a healthy page needs a fraction.
-PATIENCE_MS = 10_000
+PATIENCE_MS = 30_000
 ZONE = "Asia/Kathmandu"
 
 
@@ -29,6 +29,7 @@ def chromium() -> Iterator[Browser]:
     the tests of other folders may need one of their own."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed (Debian: apt install chromium)")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[NO_OTHER_HOST])
         yield browser

@@ -7,7 +7,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.admin import PAGES, AdminSite
 
 # How long in milliseconds a page may take to show what has changed; as a person would wait.
-SOON_MS = 10_000
+SOON_MS = 30_000
 
 
 def opened(site: AdminSite, page: Page, name: str) -> Page:

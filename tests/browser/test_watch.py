@@ -12,7 +12,7 @@ from tests.browser.watch import Watch
 
 pytestmark = pytest.mark.leaky
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 URL = "http://127.0.0.1:9/"
 POLICY = "default-src 'self'; script-src 'unsafe-inline'; connect-src *; img-src *"
 
