@@ -14,6 +14,7 @@ from proxy_app.errors import CacheAway, Unavailable
 from proxy_app.services.admin.in_flight import MOST_SHOWN, InFlight
 from proxy_app.services.relayed import Trace
 from proxy_app.services.running import Run, Runs
+from proxy_app.store import running as running_module
 from proxy_app.store.redis import BIG_BYTES, RedisGate
 from proxy_app.store.running import RunningBoard
 
@@ -21,7 +22,10 @@ KEYS = "{test}:running*"
 
 
 @pytest.fixture
-def board(redis_url: str, tmp_path: Path) -> Iterator[RunningBoard]:
+def board(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningBoard]:
+    # Longer than any test takes on a busy machine.
+    monkeypatch.setattr(running_module, "SHOWN_S", 15.0)
+    monkeypatch.setattr(running_module, "LOOKED_S", 20.0)
     with closing(RedisGate(redis_url, tmp_path / "none", 10.0)) as gate:
         yield RunningBoard(gate, "test")
 

@@ -75,7 +75,7 @@ def test_what_is_stored_of_a_key_opens_nothing() -> None:
 
 @pytest.mark.parametrize("end", ["expires_at", "revoked_at"])
 def test_a_key_ends_at_its_time(end: str) -> None:
-    key, text = stored(**{end: NOW + 3600})
+    key, text = stored(**{end: NOW + 86400})
     assert checked(key, text) is not None
     assert checked(replace(key, **{end: NOW - 1}), text) is None
 
