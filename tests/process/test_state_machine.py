@@ -32,12 +32,14 @@ FAULTS = {
 }
 # Breakers, budgets and attempts are as shipped.
 LIMITS = {
-    "CARAVAN_CONNECT_TIMEOUT": "0.3",
-    "CARAVAN_POLL_TIMEOUT": "0.4",
+    # Three polls in vain mark a backend down: one that a busy machine holds up for a moment has to answer one of them.
+    "CARAVAN_CONNECT_TIMEOUT": "1",
+    "CARAVAN_POLL_TIMEOUT": "1",
+    # Below what the clients of this test wait for.
     "CARAVAN_FIRST_BYTE_TIMEOUT": "5",
     "CARAVAN_IDLE_TIMEOUT": "5",
 }
-DEADLINE_S = 10.0
+DEADLINE_S = 20.0
 # As many requests as may always try again at once.
 AT_ONCE = 3
 END_MARKS = (b'"done":true', b"[DONE]", b"message_stop", b"response.completed")
