@@ -305,5 +305,5 @@ def assert_nothing_is_left(soaked: Site) -> None:
         assert isinstance(talker, Faulty)
         talker.misbehaves = False
     soaked.assert_calm()
-    soaked.assert_no_leases(deadline_s=2)
+    soaked.assert_no_leases(deadline_s=10)
     assert soaked.ask(Kind("/api/chat", True)).verdict == "complete"

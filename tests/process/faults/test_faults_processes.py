@@ -35,7 +35,7 @@ STREAM_COUNT = 50
 # No stream may stand still for so long: far above what a busy machine does.
 GAP_S = 3.0
 # How long a stop waits for streams, in seconds, and how long the processes may take after that.
-GRACE_S = 4
+GRACE_S = 8
 STOP_S = 8.0
 TWO = {"WEB_CONCURRENCY": "2"}
 
@@ -74,26 +74,23 @@ def orphans(shared: Site, redis: PrivateRedis) -> tuple[set[bytes], float]:
     for talker in shared.talkers:
         talker.token_delay_s = TOKEN_S
     orphaned = list(owners.values()).count(victim.pid)
-    until(lambda: len(lease_names(redis)) == orphaned, "the survivor gives its leases back", 5)
+    until(lambda: len(lease_names(redis)) == orphaned, "the survivor gives its leases back", 10)
     return lease_names(redis), killed
 
 
 def streams_on_both(here: Site, workers: list[psutil.Process]) -> tuple[Held, dict[bytes, int]]:
-    """Streams of three seconds, at least three on each worker, and who serves each."""
-    held, ports = Held(), {}
+    """Streams of six seconds, ten on each worker, and who serves each."""
+    held, owners = Held(), {}
     for talker in here.talkers:
         talker.token_delay_s = 2 * TOKEN_S
-    for _ in range(10):
-        for kind in STREAMS * 5:
-            client = here.client()
-            reply = held.begin(client, kind, tokens=150)
-            assert reply.status == 200
-            ports[reply.marker] = client.port
-        servers = {conn.raddr.port: worker.pid for worker in workers for conn in worker.net_connections() if conn.raddr}
-        owners = {marker: servers[port] for marker, port in ports.items()}
-        if min(list(owners.values()).count(worker.pid) for worker in workers) >= 3:
-            return held, owners
-    raise AssertionError(f"one worker takes everything: {owners}")
+    for worker in workers:
+        # The kernel might give all of them to one.
+        with here.process.only(worker):
+            for kind in (STREAMS * 3)[:10]:
+                reply = held.begin(here.client(), kind, tokens=300)
+                assert reply.status == 200
+                owners[reply.marker] = worker.pid
+    return held, owners
 
 
 def assert_only_the_victims_suffer(replies: list[Reply], owners: dict[bytes, int], victim: int) -> None:
@@ -187,19 +184,20 @@ def test_a_reload_fails_no_request_that_runs_and_none_that_comes(patient: Site) 
         GRACE_S + STOP_S,
     )
     assert [reply for reply in came if reply.verdict != "complete"] == []
-    patient.assert_no_leases(2.0)
+    patient.assert_no_leases(10.0)
     patient.wait_idle()
     patient.assert_clean_logs()
 
 
 def test_a_stop_lets_short_streams_end_and_tells_the_long_ones(patient: Site) -> None:
-    short = begin_streams(patient, STREAM_COUNT // 2, tokens=15)
-    short.read()
     long = begin_streams(patient, STREAM_COUNT // 2, tokens=600)
     long.read()
     whole = Held()
     for _ in range(5):
         whole.ask(patient.client(), Kind("/api/chat", False), tokens=600)
+    # Last: they run for three seconds, and have to be there when the stop comes.
+    short = begin_streams(patient, STREAM_COUNT // 2, tokens=30)
+    short.read()
     until(lambda: sum(talker.in_flight for talker in patient.talkers) == STREAM_COUNT + 5, "all are in flight")
     stopped = time.monotonic()
     patient.process.terminate()
@@ -253,7 +251,7 @@ def test_a_clock_that_jumps_an_hour_expires_nothing_and_fails_nothing(
         # Documents stay fresh by their digest, not by their age.
         assert [talker.count("/api/show") for talker in here.talkers] == [0, 0]
         here.assert_calm()
-        here.assert_no_leases(5.0)
+        here.assert_no_leases(10.0)
         assert_plausible_times(here, HOUR_S)
 
 

@@ -59,10 +59,10 @@ def test_a_registry_that_is_locked_for_long_holds_no_stream_up(here: Site) -> No
             db.execute("BEGIN EXCLUSIVE")
             here.talkers[0].add_model("after-the-lock")
             tell("locked", traffic.during(LOCKED_S))
+            here.refresher.wait_output("is locked by another process")
             db.execute("ROLLBACK")
         here.wait_listed("after-the-lock:latest")
     assert_unharmed(traffic)
-    assert "is locked by another process" in here.refresher.output
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def test_a_read_only_registry_is_served_from_and_written_once_it_can_be(tmp_path
             with here.traffic() as traffic:
                 traffic.more(60)
             assert_unharmed(traffic)
-            here.refresher.wait_output("is read-only", 10)
+            here.refresher.wait_output("is read-only")
             talkers[0].add_model("later")
         here.wait_listed("later:latest")
         here.assert_clean_logs()

@@ -149,12 +149,6 @@ class Client:
         if (self._head.header("connection") or "").lower() == "close":
             self.close()
 
-    @property
-    def port(self) -> int:
-        """Our end's port, by which the worker that serves us is found."""
-        assert self._raw is not None
-        return int(self._raw.sock.getsockname()[1])
-
     def close(self) -> None:
         raw, self._raw = self._raw, None
         if raw is not None:
