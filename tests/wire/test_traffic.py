@@ -160,9 +160,10 @@ def test_an_operator_is_heard_in_time_whichever_worker_has_the_request(site: Sit
     for worker in site.stand.process.workers:
         site.stand.fakes[0].forget_requests()
         site.stand.fakes[0].fault(CHAT, faults.StallBeforeHeaders())
-        with site.stand.client() as client:
+        with ExitStack() as stack:
             with site.stand.process.only(worker):
-                send(client)
+                # Not before: another worker could have taken the connection.
+                send(stack.enter_context(site.stand.client()))
                 site.stand.fakes[0].wait_for(CHAT)
             assert cancel(site) < LATE_S
         site.running(0)
