@@ -280,7 +280,11 @@ class Process:
 
     @contextmanager
     def only(self, worker: psutil.Process) -> Iterator[None]:
-        """Have all new connections served by one worker: the others stand still meanwhile."""
+        """Have all new connections served by one worker: the others stand still meanwhile.
+
+        What is asked is asked on connections that were not there before, and writes nothing to the registry: who
+        stands still may hold its lock.
+        """
         others = [each for each in self.workers if each != worker]
         try:
             for each in others:

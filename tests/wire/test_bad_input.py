@@ -40,6 +40,13 @@ REFUSALS = (
     "v1_embeddings_404",
     "v1_responses_404",
 )
+# What each begins with is followed by a good request.
+NOT_WHAT_THEY_SEEM = {
+    "no Host": "GET /api/version HTTP/1.1",
+    "a Host with a blank": "GET /api/version HTTP/1.1\r\nHost: local host",
+    "another protocol": "GET ftp://localhost/api/version HTTP/1.1\r\nHost: localhost",
+    "a coding that is not plain chunked": "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked",
+}
 BROKEN_BODIES = {
     "not json": b"{model: tiny}",
     "cut json": b'{"model": "tiny", "messages": [',
@@ -338,3 +345,13 @@ def test_what_ollama_tolerates_is_forwarded_as_it_came(shared: Stand, name: str,
     assert answer.status == 200, answer.body
     assert [request.body for request in inference_at(shared)] == [TOLERATED[name]]
     assert inference_at(shared)[0].header("content-type") == (content_type or None)
+
+
+@pytest.mark.parametrize("head", NOT_WHAT_THEY_SEEM.values(), ids=NOT_WHAT_THEY_SEEM)
+def test_who_is_not_what_he_seems_is_heard_no_further(site: Stand, head: str) -> None:
+    """What follows on the connection may be another's request to a reader that took the first one otherwise."""
+    with site.client() as client:
+        client.send(head.encode() + b"\r\n\r\nGET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = client.read_response()
+        assert (answer.status, answer.header("connection")) == (400, "close")
+        assert client.closed_by_peer(10)
