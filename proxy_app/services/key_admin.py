@@ -1,4 +1,7 @@
-"""Making, changing and ending keys. Each call opens the registry for itself: the commands are short, and rare."""
+"""Making, changing and ending keys. Each call opens the registry for itself: the commands are short, and rare.
+
+When a change returns, every worker obeys; should one of them hang, two seconds later at most.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import ipaddress
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 from proxy_app.dialects.credentials import digest, new_key
@@ -14,6 +17,8 @@ from proxy_app.domain import Scope, parse_limits
 from proxy_app.errors import CaravanError, RegistryAway
 from proxy_app.services.keyring import public_key
 from proxy_app.services.setup import MARK
+from proxy_app.services.sightings import Sightings
+from proxy_app.services.visibility import Visibility
 from proxy_app.settings import Settings
 from proxy_app.store.events import Event, EventStore
 from proxy_app.store.keys import KeyStore, StoredKey
@@ -83,7 +88,7 @@ def create(settings: Settings, wish: Wish) -> NewKey:
         KeyProblem: something of the wish makes no sense.
         RegistryAway: it cannot be stored.
     """
-    with _registry(settings) as registry:
+    with _changing(settings) as registry:
         made = create_in(settings, KeyStore(registry), wish)
         _note(registry, "key.created", made.stored, "was made")
         return made
@@ -126,7 +131,7 @@ def edit(settings: Settings, text: str, wanted: Edit) -> StoredKey:
         KeyProblem: something of it makes no sense, or there is no such key, or it has ended.
         RegistryAway: it cannot be stored.
     """
-    with _registry(settings) as registry:
+    with _changing(settings) as registry:
         key = edit_in(KeyStore(registry), text, wanted)
         _note(registry, "key.changed", key, f"was changed: {wanted}")
         return key
@@ -159,8 +164,8 @@ def _going(key: StoredKey) -> StoredKey:
 
 
 def revoke(settings: Settings, text: str) -> StoredKey:
-    """End a key now: every worker obeys within CARAVAN_RELOAD_INTERVAL and the time of one look."""
-    with _registry(settings) as registry:
+    """End a key now. Raises: KeyProblem: there is none, or several are called so."""
+    with _changing(settings) as registry:
         key = _one(KeyStore(registry), text)
         KeyStore(registry).end([key.id], unix_now())
         _note(registry, "key.revoked", key, "was revoked")
@@ -169,7 +174,7 @@ def revoke(settings: Settings, text: str) -> StoredKey:
 
 def rotate(settings: Settings, text: str, overlap_s: float) -> NewKey:
     """Make a key that may what another one may; the old one ends after `overlap_s`."""
-    with _registry(settings) as registry:
+    with _changing(settings) as registry:
         made = rotate_in(settings, KeyStore(registry), text, overlap_s)
         _note(registry, "key.rotated", made.stored, f"takes the place of {made.stored.replaces} {in_words(overlap_s)}")
         return made
@@ -225,6 +230,15 @@ def _note(registry: Registry, kind: str, key: StoredKey, what: str) -> None:
         EventStore(registry).add([event])
     except RegistryAway as exc:
         log.warning("%s %s is not among the events: %s", kind, key.id, exc)
+
+
+@contextmanager
+def _changing(settings: Settings) -> Iterator[Registry]:
+    """A registry to change keys in; when it is left, every worker knows."""
+    with _registry(settings) as registry:
+        yield registry
+    with closing(Visibility(settings.data_dir, Sightings(settings.data_dir))) as visibility:
+        visibility.spread()
 
 
 @contextmanager

@@ -244,6 +244,24 @@ def known(process: Process, key: str) -> None:
 
 
 @pytest.mark.alone
+def test_when_a_command_returns_every_worker_obeys(four: tuple[Process, Path]) -> None:
+    """Two seconds is the longest that it waits for them."""
+    process, folder = four
+
+    def statuses(key: str) -> list[int]:
+        return process.each(lambda: status(process, key))
+
+    key = make_key(folder, "--label", "prompt", "--scope", "infer")["key"]
+    assert statuses(key) == [403] * WORKERS
+    keys(folder, "edit", "prompt", "--scope", "read")
+    assert statuses(key) == [200] * WORKERS
+    new = keys(folder, "rotate", "prompt", "--overlap", "0s")
+    assert (statuses(key), statuses(new["key"])) == ([401] * WORKERS, [200] * WORKERS)
+    keys(folder, "revoke", new["id"])
+    assert statuses(new["key"]) == [401] * WORKERS
+
+
+@pytest.mark.alone
 def test_every_worker_obeys_a_revocation_within_a_second(four: tuple[Process, Path]) -> None:
     process, folder = four
     key = new_key(folder, "brief")

@@ -45,7 +45,7 @@ NOT_WHAT_THEY_SEEM = {
     "no Host": "GET /api/version HTTP/1.1",
     "a Host with a blank": "GET /api/version HTTP/1.1\r\nHost: local host",
     "another protocol": "GET ftp://localhost/api/version HTTP/1.1\r\nHost: localhost",
-    "a coding that is not plain chunked": "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked",
+    "a coding beside chunked": "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked",
 }
 BROKEN_BODIES = {
     "not json": b"{model: tiny}",
