@@ -15,9 +15,10 @@ run: install ## Install what is needed and serve on http://127.0.0.1:8080
 install: $(VENV)/.run ## Only prepare .venv
 
 test: $(VENV)/.dev system-packages lint ## Install what is needed and run all checks
-	$(BIN)/python -m pytest -m 'not alone' -n 3 --dist loadfile || $(ASK_AGAIN)
+	$(BIN)/python -m pytest -m 'not alone' -n 4 --dist loadfile --no-loadscope-reorder || $(ASK_AGAIN)
 	$(BIN)/python -m pytest -m alone || $(ASK_AGAIN)
 
+# The files in the order of their names: else those with few tests, which are the slow ones, would come last.
 # A test that fails is asked once more, with nothing beside it, and has to pass there. Its failure stays in the output.
 # Only status 1 is a failed test; whatever else ended pytest is no chance.
 ASK_AGAIN = { test $$? -eq 1 && echo "== FLAKY unless it fails again: see CONTRIBUTING.md" && \
