@@ -33,7 +33,7 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
     volatile: dict[str, Any] = {
         "members": members,
         "by_id": by_id,
-        "loaded": ollama.loaded(item for owner, item in rows.loaded if _is_live(by_id, owner)),
+        "loaded": ollama.loaded(item for owner, item in rows.loaded if is_live(by_id, owner)),
         "warm": _warm(by_id, rows.loaded),
         "status": _status(members),
         "recommendations": _recommendations(members),
@@ -52,7 +52,7 @@ def build(rows: Snapshot, before: Fleet | None = None) -> Fleet:
 def _warm(by_id: Mapping[int, Member], loaded: Iterable[tuple[int, Mapping[str, Any]]]) -> dict[str, frozenset[int]]:
     found: dict[str, set[int]] = {}
     for owner, item in loaded:
-        if _is_live(by_id, owner):
+        if is_live(by_id, owner):
             with suppress(InvalidModelName):
                 found.setdefault(parse_listed(str(item.get("name"))).canonical, set()).add(owner)
     return {canonical: frozenset(owners) for canonical, owners in found.items()}
@@ -90,7 +90,8 @@ def _is_complete(members: Sequence[Member]) -> bool:
     return bool(members) and all(member.health.state != "unknown" for member in members)
 
 
-def _is_live(by_id: Mapping[int, Member], backend_id: int) -> bool:
+def is_live(by_id: Mapping[int, Member], backend_id: int) -> bool:
+    """Is it up? Not where it is no backend any more."""
     return backend_id in by_id and by_id[backend_id].is_live
 
 

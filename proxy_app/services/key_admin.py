@@ -40,6 +40,10 @@ class KeyProblem(CaravanError):
     code = "key_problem"
 
 
+class KeyEnded(KeyProblem):
+    """Only a key that is valid can be changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewKey:
     """A key that was just made; its text is shown once and stored nowhere."""
@@ -159,7 +163,7 @@ def _end(lives_s: float) -> float | None:
 
 def _going(key: StoredKey) -> StoredKey:
     if not key.is_valid(unix_now()):
-        raise KeyProblem(f"the key {key.id} has ended: make a new one")
+        raise KeyEnded(f"the key {key.id} has ended: make a new one")
     return key
 
 

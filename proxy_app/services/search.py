@@ -29,6 +29,7 @@ from proxy_app.errors import (
 from proxy_app.routing import policy
 from proxy_app.routing.retry import Verdict, weigh
 from proxy_app.services.breakers import Breakers
+from proxy_app.services.fleet import is_live
 from proxy_app.services.loads import Loads
 from proxy_app.services.relayed import Answer, Client, RelayBody, Trace, with_length
 from proxy_app.services.retries import RetryBudget
@@ -161,9 +162,9 @@ class Search:
         """Take notice of a new Fleet. Where the backend that is asked has gone down, and another one is left, that one
         is asked instead: a machine that hangs answers nobody, and nothing has gone out yet. Called by any thread."""
         attempt = self.current
-        if attempt is None or _is_live(fleet, attempt.lease.backend_id):
+        if attempt is None or is_live(fleet.by_id, attempt.lease.backend_id):
             return
-        if any(_is_live(fleet, i) for tier in self._untried() for i in tier):
+        if any(is_live(fleet.by_id, i) for tier in self._untried() for i in tier):
             attempt.waiting.interrupt(Deserting())
 
     def run(self) -> Answer:
@@ -347,11 +348,6 @@ class Search:
         for kept in self.kept:
             if kept.verdict is Verdict.FAILED:
                 self.parts.breakers.failed(kept.pair)
-
-
-def _is_live(fleet: Fleet, backend_id: int) -> bool:
-    member = fleet.by_id.get(backend_id)
-    return member is not None and member.is_live
 
 
 def _keep(attempt: _Attempt, upstream: Upstream, verdict: Verdict, body: bytes) -> _Kept:

@@ -73,18 +73,19 @@ class KeyDesk:
         """Raises: Missing. BadRequest: something of it makes no sense. Conflict: it has ended."""
         edit = _edit(order)
 
-        def turn(registry: Registry) -> StoredKey:
-            if _state(_find(registry, key_id)) != "valid":
-                raise Conflict(f"the key {key_id} has ended: make a new one")
-            return key_admin.edit_in(KeyStore(registry), key_id, edit)
+        def turn(registry: Registry) -> tuple[StoredKey, Used]:
+            _find(registry, key_id)
+            return key_admin.edit_in(KeyStore(registry), key_id, edit), _used_today(registry)
 
         try:
-            key = self.desk.run(turn)
+            key, used = self.desk.run(turn)
+        except key_admin.KeyEnded as exc:
+            raise Conflict(str(exc)) from None
         except key_admin.KeyProblem as exc:
             raise BadRequest(str(exc)) from None
         self.visibility.spread()
         self.events.note("key.changed", caller.key_id, key_id, f"{key.label} was changed: {edit}")
-        return self.one(key_id)
+        return _view(key, used)
 
     def revoke(self, key_id: str, caller: Caller) -> KeyView:
         """Raises: Missing."""
