@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 from conformance.fakes.http import RawClient
 from conformance.judge import check_good
-from conformance.row import TRIES, Group, check
+from conformance.row import TRIES, Broken, Group, check
 from conformance.scripts import Flood
 from conformance.site import Site
 
@@ -62,8 +62,7 @@ def beside(site: Site, count: int, occupy: Callable[[RawClient], None]) -> int:
             with suppress(TimeoutError):
                 check_good(site, site.ask(timeout_s=BESIDE_S))
                 return number
-    check(False, f"no answer within {BESIDE_S:g} s, {TRIES} times")
-    return TRIES
+    raise Broken(f"no answer within {BESIDE_S:g} s, {TRIES} times")
 
 
 @GROUP.row
