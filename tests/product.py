@@ -28,6 +28,8 @@ SELDOM_POLLED = {"CARAVAN_POLL_INTERVAL": "60", "CARAVAN_DOWN_POLL_INTERVAL": "6
 # Where a test is not about a Redis that is away: as shipped, a machine that is busy for 0.25 s makes each worker go on
 # without it, and what the workers share is not shared any more.
 PATIENT = {"CARAVAN_REDIS_TIMEOUT": "10"}
+# The same for tests of whole processes: nor is a document that comes late one that is not to be had.
+UNHURRIED = {"CARAVAN_REDIS_TIMEOUT": "5", "CARAVAN_HYDRATE_TIMEOUT": "20"}
 
 # What each inference route is asked in these tests; `model` and `stream` come on top.
 INFERENCE: dict[str, dict[str, Any]] = {

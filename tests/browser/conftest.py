@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from conformance.fakes.ollama import FakeOllama
 from tests.admin import AdminSite, admin_site, fakes_of
+from tests.browser.steps import SOON_MS
 from tests.browser.watch import Watch
 from tests.fakes.fleet import fleet_models
 from tests.fakes.redis import PrivateRedis
@@ -18,8 +19,6 @@ from tests.fakes.redis import PrivateRedis
 CHROMIUM = shutil.which("chromium")
 # What the browser would ask others for ends in the browser, too.
 NO_OTHER_HOST = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-# How long anything may take that a test waits for, in milliseconds; a healthy page needs a fraction.
-PATIENCE_MS = 30_000
 ZONE = "Asia/Kathmandu"
 
 
@@ -29,7 +28,7 @@ def chromium() -> Iterator[Browser]:
     the tests of other folders may need one of their own."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed (Debian: apt install chromium)")
-    expect.set_options(timeout=PATIENCE_MS)
+    expect.set_options(timeout=SOON_MS)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[NO_OTHER_HOST])
         yield browser
@@ -40,7 +39,7 @@ def chromium() -> Iterator[Browser]:
 def context(chromium: Browser) -> Iterator[BrowserContext]:
     """A browser of somebody who was never here."""
     made = chromium.new_context(timezone_id=ZONE, locale="en-GB")
-    made.set_default_timeout(PATIENCE_MS)
+    made.set_default_timeout(SOON_MS)
     yield made
     made.close()
 

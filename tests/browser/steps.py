@@ -6,7 +6,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.admin import PAGES, AdminSite
 
-# How long in milliseconds a page may take to show what has changed; as a person would wait.
+# How long in milliseconds anything may take that a test waits for; a healthy page needs a fraction.
 SOON_MS = 30_000
 
 

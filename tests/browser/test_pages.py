@@ -15,7 +15,7 @@ from conformance.fakes.ollama import FakeOllama
 from tests.admin import LOGIN, PAGES, AdminSite
 from tests.browser import looks
 from tests.browser.conftest import ZONE
-from tests.browser.steps import SOON_MS, assert_never_reloaded, opened, row
+from tests.browser.steps import assert_never_reloaded, opened, row
 from tests.browser.watch import Watch
 from tests.wire.shows import gateway, until
 
@@ -140,4 +140,4 @@ def turn(site: AdminSite, page: Page) -> None:
     for draining, then in ((True, "Undrain"), (False, "Drain")):
         assert site.call("PATCH", "/backends/gpu-a", {"draining": draining}).status == 200
         button = row(page, "gpu-a").get_by_role("button", name=re.compile(f"^{then} "))
-        expect(button).to_be_visible(timeout=SOON_MS)
+        expect(button).to_be_visible()

@@ -13,6 +13,7 @@ import pytest
 from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process
 from tests.process.checkout import command, run, server, up
+from tests.product import UNHURRIED
 
 SHARED, OWN = "llama3.2:1b", "qwen3:0.6b"
 TOKEN = "token-that-nobody-may-see"
@@ -29,8 +30,6 @@ COMMANDS = (
     ("models", "list", "--json"),
 )
 
-# A Redis that a busy machine holds up for a moment is none that is away.
-PATIENT = {"CARAVAN_REDIS_TIMEOUT": "5", "CARAVAN_HYDRATE_TIMEOUT": "20"}
 
 pytestmark = pytest.mark.leaky
 
@@ -44,7 +43,7 @@ def fleet() -> Iterator[list[FakeOllama]]:
 @pytest.fixture(scope="module")
 def env(fleet: list[FakeOllama]) -> dict[str, str]:
     backends = [{"name": fake.name, "url": fake.url, "auth_token": TOKEN} for fake in fleet]
-    return {"OLLAMA_BACKENDS": json.dumps(backends), **PATIENT}
+    return {"OLLAMA_BACKENDS": json.dumps(backends), **UNHURRIED}
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,10 @@ from proxy_app.store.registry import Registry, Snapshot
 from tests.conftest import FakeFactory
 from tests.fakes import procs
 from tests.fakes.procs import Process, is_alive
-from tests.product import environment, gateway, listed
+from tests.product import UNHURRIED, environment, gateway, listed
 from tests.wire.shows import shows, until
 
 FALL = 3
-# A Redis or a backend that a busy machine holds up for a moment is none that is away.
-PATIENT = {"CARAVAN_REDIS_TIMEOUT": "5", "CARAVAN_HYDRATE_TIMEOUT": "20"}
 # Polls of a test backend per second are ten; this many in a row show that a state stays.
 MORE_POLLS = 3
 # Where a test says that a promise of 5 s is broken: the rest is for a busy machine.
@@ -48,7 +46,7 @@ class Stage:
     def __init__(self, folder: Path, fakes: list[FakeOllama], redis_url: str = "", **changes: str) -> None:
         self.folder, self.fakes = folder, fakes
         self.data = folder / "data"
-        self.env = environment(fakes, redis_url, **{**PATIENT, "CARAVAN_POLL_INTERVAL": "0.1", **changes})
+        self.env = environment(fakes, redis_url, **{**UNHURRIED, "CARAVAN_POLL_INTERVAL": "0.1", **changes})
 
     def refresher(self, *arguments: str, **changes: str) -> Process:
         return procs.caravan({**self.env, **changes}, self.folder, "refresh", *arguments)

@@ -14,10 +14,9 @@ from conformance.fakes.http import fetch
 from conformance.fakes.ollama import FakeOllama
 from tests.fakes.procs import Process, parent_of
 from tests.process.checkout import fleet_of, up
+from tests.product import UNHURRIED
 
 MODEL = "llama3.2:1b"
-# A Redis that a busy machine holds up for a moment is none to warn of, nor is a document that comes late.
-PATIENT = {"CARAVAN_REDIS_TIMEOUT": "5", "CARAVAN_HYDRATE_TIMEOUT": "20"}
 # What dies has a successor at work within this long, in seconds; 2 are promised, the rest is for a busy machine.
 REPLACED_S = 20.0
 # A later request than the one that was just counted may be late by one poll.
@@ -40,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def caravan(ollama: FakeOllama, folder: Path) -> Iterator[Process]:
-    with up({**fleet_of([ollama]), **PATIENT}, folder) as process:
+    with up({**fleet_of([ollama]), **UNHURRIED}, folder) as process:
         process.wait_ready().wait_until(lambda: len(workers(process)) == 2, "both workers run")
         yield process
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -481,17 +480,9 @@ def skipped(site: Stand, fake: FakeOllama) -> bool:
     return fake.count("/api/chat") == before
 
 
-def attempts_of(site: Stand, request_id: str) -> list[str]:
-    """Who was asked for a request, as the log tells."""
-    site.process.wait_output(f'"request_id": "{request_id}"')
-    lines = (line for line in site.process.output.splitlines() if f'"{request_id}"' in line and '"attempts"' in line)
-    found: list[str] = json.loads(next(lines))["attempts"]
-    return found
-
-
 def test_the_log_tells_who_was_asked_in_which_order(three: Stand) -> None:
     three.tidy()
     three.fakes[0].fault("/api/chat", faults.Refuse503Busy())
     three.fakes[1].fault("/api/chat", faults.EofBeforeHeaders(), times=2)
     three.post("/api/chat", headers={"X-Request-Id": "in-order"})
-    assert attempts_of(three, "in-order") == ["a", "b", "c"]
+    assert three.logged("in-order")["attempts"] == ["a", "b", "c"]

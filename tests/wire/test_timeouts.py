@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -98,14 +97,6 @@ def timed(site: Stand, path: str, asked: dict[str, Any], request_id: str) -> tup
     return site.post(path, asked, headers={"X-Request-Id": request_id}), time.monotonic() - began_s
 
 
-def logged(site: Stand, request_id: str) -> dict[str, Any]:
-    """The log line of a request, as soon as it is there."""
-    site.process.wait_output(f'"request_id": "{request_id}"')
-    lines = (line for line in site.process.output.splitlines() if f'"{request_id}"' in line and '"outcome"' in line)
-    found: dict[str, Any] = json.loads(next(lines))
-    return found
-
-
 def test_a_warm_model_and_a_cold_one_are_waited_for_differently(site: Stand) -> None:
     for fake in site.fakes:
         fake.fault("/api/chat", faults.StallBeforeHeaders(), times=None)
@@ -124,7 +115,7 @@ def test_a_warm_model_and_a_cold_one_are_waited_for_differently(site: Stand) -> 
     # The one that may be nearly done is not begun anew elsewhere.
     assert site.counts("/api/chat") == [2, 0]
     for model in MODELS:
-        line = logged(site, f"first-{model}")
+        line = site.logged(f"first-{model}")
         assert (line["status"], line["outcome"], line["attempts"]) == (504, "upstream_timeout", ["a"])
         assert f"first-{model}: a: no answer within {1 if model == 'warm' else 4} s" in site.process.output
     for request in site.fakes[0].requests_for("/api/chat"):
@@ -137,7 +128,7 @@ def test_a_load_longer_than_the_limit_for_a_prompt_is_waited_for(roomy: Stand) -
     a.fault("/api/chat", faults.SlowLoad(slow_s), times=None)
     answer, _ = timed(roomy, "/api/chat", question("/api/chat", "cold"), "slow-load")
     assert answer.lines()[-1]["done"]
-    assert logged(roomy, "slow-load")["first_byte_s"] >= slow_s
+    assert roomy.logged("slow-load")["first_byte_s"] >= slow_s
     # The next one may take twice as long, and its prompt its own time more.
     roomy.process.wait_until(lambda: "cold:latest" in loaded(roomy), "cold is loaded")
     a.unload_model("cold")
@@ -179,7 +170,7 @@ def test_a_stream_that_falls_silent_says_for_how_long(roomy: Stand) -> None:
         assert answer.complete
         assert took_s >= ROOMY.idle
         assert f"for {ROOMY.idle} s".encode() in answer.body.rstrip().splitlines()[-1]
-        assert logged(roomy, f"idle{path}".replace("/", "-"))["outcome"] == "silent"
+        assert roomy.logged(f"idle{path}".replace("/", "-"))["outcome"] == "silent"
         assert roomy.fakes[0].wait_for(path).client_gone.wait(GONE_S)
 
 
